@@ -1,0 +1,59 @@
+"""What a card says of the machine and the code that made a file."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from .files import ROOT
+
+RECORDED = ("torch", "torchvision", "numpy", "scipy", "pandas", "tensorly", "safetensors")
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def provenance(device="cpu") -> dict:
+    """Package versions, git commit, device and threads, as every card records them."""
+    return {
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with "+changes" behind it when tracked files differ; None outside git."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _versions() -> dict:
+    found = {}
+    for package in RECORDED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a bare machine with a GPU need not have them all
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
