@@ -1,0 +1,71 @@
+"""Top-1 accuracy and loss of a network over a data set's images, in float32."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`.accuracy` (a fraction), `.correct` (bool, one an image, in the data set's order), `.loss` (mean, in nats)."""
+
+    correct: np.ndarray
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+
+def to_unit_floats(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W, C) → float32 (N, C, H, W) in [0, 1], in torch's channels_last layout."""
+    return images.permute(0, 3, 1, 2).float().div_(255)  # the permuted view is channels_last already
+
+
+@contextmanager
+def exact_float32():
+    """Neither TF32 nor autocast: what is published is float32."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), \
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: int = 1000) -> Evaluation:
+    """Evaluate `model` on the images of one split: "test" (the default), "validation" or "train".
+
+    `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
+    The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, and for logits
+    that are not (N, classes).
+    """
+    if split not in ("test", "validation", "train"):
+        raise ValueError(f"unknown split {split!r}: it takes 'test', 'validation' or 'train'")
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    if not len(labels):
+        raise ValueError(f"{dataset!r} has no {split} images")
+    preprocess = preprocess or to_unit_floats
+    parameter = next(model.parameters(), torch.empty(0))
+    was_training = model.training
+    model.eval()
+    correct, loss = [], 0.0
+    try:
+        with torch.inference_mode(), exact_float32():
+            for start in range(0, len(labels), batch_size):
+                batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
+                target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
+                logits = model(preprocess(batch).to(parameter.device))
+                if logits.ndim != 2 or len(logits) != len(target) or logits.shape[1] <= int(target.max()):
+                    raise ValueError(f"the model returned {tuple(logits.shape)} for a batch of {len(target)} images: "
+                                     f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
+                correct.append((logits.argmax(1) == target).cpu().numpy())
+                loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
+    finally:
+        model.train(was_training)
+    return Evaluation(np.concatenate(correct), loss / len(labels))

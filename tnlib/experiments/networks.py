@@ -1,0 +1,100 @@
+"""The networks, and what is read off any network: its convolutions' kernels, in forward order."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Normalize(nn.Module):
+    """(image − mean) / std by channel; the two are buffers, so that a network's weights say how it sees an image."""
+
+    def __init__(self, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, image):
+        return (image - self.mean) / self.std
+
+
+class Vanilla(nn.Module):
+    """Four blocks of 3×3 convolution, ReLU and 2×2 average pooling, then two linear layers: N = 4, M = 2 in Figure 1.
+
+    Takes (N, 3, S, S) floats in [0, 1] and returns (N, classes) logits; S is `image_size`, divisible by 16. No batch
+    norm, so that a kernel's norm is not hidden behind a scale that follows it.
+    """
+
+    def __init__(self, classes: int, channels=(32, 64, 128, 256), hidden: int = 256, image_size: int = 32):
+        super().__init__()
+        if len(channels) != 4 or image_size % 16:
+            raise ValueError(f"Vanilla takes four channel counts and an image size divisible by 16, "
+                             f"got channels={tuple(channels)}, image_size={image_size}")
+        self.normalize = Normalize()
+        widths = (3, *channels)
+        self.conv1, self.conv2, self.conv3, self.conv4 = (
+            nn.Conv2d(width_in, width_out, 3, padding=1) for width_in, width_out in zip(widths, widths[1:]))
+        self.linear1 = nn.Linear(channels[-1] * (image_size // 16) ** 2, hidden)
+        self.linear2 = nn.Linear(hidden, classes)
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4, self.linear1, self.linear2):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, image):
+        x = self.normalize(image)                                                  # [N, 3, 32, 32]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.avg_pool2d(F.relu(conv(x)), 2)                                   # [N, C, 16, 16] … [N, C, 2, 2]
+        x = F.relu(self.linear1(x.flatten(1)))
+        return self.linear2(x)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum, one triangle of the learning rate, light augmentation."""
+
+    epochs: int = 24
+    batch_size: int = 128
+    peak_lr: float = 0.08
+    warmup: float = 0.2  # the share of the steps in which the learning rate rises
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.05
+    clip_norm: float = 1.0
+    crop_padding: int = 4
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published architecture by its name: its class, its arguments, its recipe."""
+
+    build: type
+    arguments: dict = field(default_factory=dict)
+    recipe: Recipe = Recipe()
+
+
+NETWORKS = {
+    "vanilla": Network(Vanilla, {"channels": (32, 64, 128, 256)}),
+}
+
+
+def network(name: str) -> Network:
+    """The entry of `NETWORKS`; `ValueError` names what there is."""
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: it takes {', '.join(map(repr, NETWORKS))}")
+    return NETWORKS[name]
+
+
+def conv_kernels(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name → kernel (OUT, IN/groups, KH, KW), detached, of every `Conv2d`, in the order in which they are defined.
+
+    For the networks of this project this is the order of the forward pass. Raises `TypeError` for anything but a
+    module and `ValueError` for a module without `Conv2d` layers.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    kernels = {name: module.weight.detach() for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    if not kernels:
+        raise ValueError(f"{type(model).__name__} has no Conv2d layers")
+    return kernels

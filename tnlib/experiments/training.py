@@ -1,0 +1,180 @@
+"""Training: whole batches augmented as tensors, one checkpoint an epoch, the same run whether interrupted or not."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .datasets import Dataset, load_dataset
+from .evaluation import evaluate, to_unit_floats
+from .files import RUNS, atomic_path
+from .networks import Recipe, network
+from .provenance import now, provenance
+from .weights import save_weights, stem
+
+
+def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, folder=None,
+          device=None, progress: bool = True) -> torch.nn.Module:
+    """Train the network called `model` on `dataset` (a name, or a `Dataset`) and write its weights and card.
+
+    They go to `folder`, by default runs/weights/, as `<model>-<dataset>-s<seed>.safetensors` and `.json`. After
+    every epoch a checkpoint is written beside them; a call that finds one goes on from there, and ends in the same
+    weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
+    in eval mode. Raises `ValueError` for an unknown network, a data set without training images, or a checkpoint
+    of another recipe.
+    """
+    entry = network(model)
+    recipe = recipe or entry.recipe
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    if len(dataset.train_labels) < recipe.batch_size:
+        raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
+                         f"{recipe.batch_size} is needed")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = Path(folder or RUNS / "weights") / f"{stem(model, dataset.name, seed)}.safetensors"
+
+    architecture = entry.arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = entry.build(**architecture)
+    _set_normalization(module, dataset)
+    identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
+                "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint}
+
+    started = now()
+    history, seconds = _fit(module, dataset, recipe, seed, device, path.with_suffix(".checkpoint"), identity, progress)
+    module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
+    test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
+    save_weights(module, path, identity | {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "fingerprint": dataset.fingerprint,
+        "images": {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels),
+                   "test": len(dataset.test_labels)},
+        "test_accuracy": test.accuracy, "test_loss": test.loss,
+        "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
+        "precision": "bfloat16 autocast in training, float32 in evaluation" if _autocast(device)[1] else "float32",
+        "history": history, "finished": now(), "last_started": started, "train_seconds": round(seconds, 1),
+        **provenance(device)})
+    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return module
+
+
+def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
+    """One triangle: from 0 up to the peak at `warmup`, and back to 0 at the last step."""
+    return float(np.interp(step, [0, recipe.warmup * steps, steps], [0, recipe.peak_lr, 0]))
+
+
+def augment(images: torch.Tensor, side: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+    """Random crops of `side` out of padded uint8 images (N, H, W, C), each flipped left to right with chance ½."""
+    n, padded = len(images), images.shape[1]
+    top, left, mirrored = (torch.randint(high, (n, 1), generator=generator)
+                           for high in (padded - side + 1, padded - side + 1, 2))
+    steps = torch.arange(side)
+    columns = torch.where((mirrored == 1) & flip, left + side - 1 - steps, left + steps)      # [N, side]
+    index = [index.to(images.device) for index in (torch.arange(n), top + steps, columns)]
+    return images[index[0][:, None, None], index[1][:, :, None], index[2][:, None, :]]        # [N, side, side, C]
+
+
+def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
+    module.to(device=device, memory_format=torch.channels_last)
+    # Only tensors of two dimensions or more decay: biases do not.
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    plain = [p for p in module.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": recipe.weight_decay},
+                                 {"params": plain, "weight_decay": 0.0}],
+                                lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
+    side = dataset.train_images.shape[1]
+    pad = recipe.crop_padding
+    images = torch.from_numpy(np.pad(dataset.train_images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))).to(device)
+    labels = torch.from_numpy(dataset.train_labels).to(device)
+    per_epoch = len(labels) // recipe.batch_size
+    steps = per_epoch * recipe.epochs
+    history, seconds = _read_checkpoint(checkpoint, module, optimizer, identity)
+
+    bar = tqdm(total=recipe.epochs, initial=len(history), unit="epoch", disable=not progress,
+               desc=checkpoint.stem)
+    for epoch in range(len(history), recipe.epochs):
+        begun = time.perf_counter()
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)  # an epoch's draws depend on nothing before it
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        module.train()
+        total_loss, total_correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        for k in range(per_epoch):
+            batch = order[k * recipe.batch_size:(k + 1) * recipe.batch_size]
+            inputs = to_unit_floats(augment(images[batch], side, recipe.flip, generator))
+            target = labels[batch]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * per_epoch + k, steps, recipe)
+            with torch.autocast(*_autocast(device)[:1], dtype=torch.bfloat16, enabled=_autocast(device)[1]):
+                logits = module(inputs)
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
+            optimizer.step()
+            total_loss += loss.detach()
+            total_correct += (logits.argmax(1) == target).sum()
+        if not torch.isfinite(total_loss):
+            raise ValueError(f"training diverged in epoch {epoch + 1} (loss {total_loss.item()}): "
+                             f"lower the learning rate, {recipe.peak_lr}")
+        held_out = evaluate(module, dataset, split="validation")
+        history.append({"epoch": epoch + 1, "train_loss": round(total_loss.item() / per_epoch, 5),
+                        "train_accuracy": round(total_correct.item() / (per_epoch * recipe.batch_size), 5),
+                        "validation_loss": round(held_out.loss, 5), "validation_accuracy": round(held_out.accuracy, 5)})
+        seconds += time.perf_counter() - begun
+        _write_checkpoint(checkpoint, module, optimizer, identity, history, seconds)
+        bar.update()
+        bar.set_postfix(loss=history[-1]["train_loss"], held_out=history[-1]["validation_accuracy"])
+    bar.close()
+    return history, seconds
+
+
+def _autocast(device: torch.device) -> tuple[str, bool]:
+    """The device's type, and whether bfloat16 pays there: on a CPU without matrix tiles (AMX) float32 is faster."""
+    return device.type, device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
+def _set_normalization(module, dataset) -> None:
+    pixels = dataset.train_images.reshape(-1, dataset.train_images.shape[-1])
+    # Sums in integers are exact whatever the order: the constants are the same on every machine.
+    mean = pixels.sum(0, dtype=np.int64) / len(pixels)
+    square = np.stack([np.square(pixels[:, c], dtype=np.int64).sum() for c in range(pixels.shape[1])]) / len(pixels)
+    module.normalize.mean.copy_(torch.from_numpy(mean / 255).view(-1, 1, 1))
+    module.normalize.std.copy_(torch.from_numpy(np.sqrt(square - mean ** 2) / 255).view(-1, 1, 1))
+
+
+# ---- checkpoints: one safetensors file, the history in its header ------------------------------------------------
+
+def _write_checkpoint(path, module, optimizer, identity, history, seconds) -> None:
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
+    header = {"identity": json.dumps(identity), "history": json.dumps(history), "seconds": str(seconds)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
+    if not path.exists():
+        return [], 0.0
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
+    if json.loads(header["identity"]) != json.loads(json.dumps(identity)):
+        raise ValueError(f"the checkpoint {path} belongs to another recipe, network or data set; "
+                         "remove it to start anew")
+    module.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
+                            if name.startswith("model.")})
+    for name, parameter in module.named_parameters():
+        optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(
+            device=parameter.device, memory_format=torch.channels_last if parameter.ndim == 4 else torch.contiguous_format)
+    return json.loads(header["history"]), float(header["seconds"])

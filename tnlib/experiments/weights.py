@@ -1,0 +1,80 @@
+"""Trained weights: safetensors files, each with a JSON card, read only after their sha256 is checked."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
+from .networks import network
+
+FOLDERS = (PUBLISHED / "weights", RUNS / "weights")
+
+
+def stem(model: str, dataset: str, seed: int) -> str:
+    """The name of a weights file without its suffix."""
+    return f"{model}-{dataset}-s{seed}"
+
+
+def save_weights(model: torch.nn.Module, path, card: dict) -> dict:
+    """Write `model`'s weights to `path` and `card`, with the file's sha256 in it, beside it; return the card."""
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+        card = card | {"file": path.name, "sha256": sha256_of(temporary)}
+    write_json(path.with_suffix(".json"), card)
+    return card
+
+
+def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
+    """The weights file of a trained network: the published one, else your own below runs/.
+
+    Raises `FileNotFoundError` that says how to train it.
+    """
+    network(model)
+    for folder in FOLDERS:
+        path = folder / f"{stem(model, dataset, seed)}.safetensors"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {FOLDERS[0]} or {FOLDERS[1]}; "
+                            f"train them with: tnlib train {model} {dataset} --seed {seed}")
+
+
+def read_card(path) -> dict:
+    """The JSON card beside a weights or results file. Raises `FileNotFoundError` or `ValueError` naming it."""
+    card = Path(path).with_suffix(".json")
+    try:
+        return json.loads(card.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} has no card: {card} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"the card {card} is not valid JSON: {error}") from None
+
+
+def published_networks() -> list[dict]:
+    """The cards of all published weights, sorted by file name."""
+    return [read_card(path) for path in sorted((PUBLISHED / "weights").glob("*.safetensors"))]
+
+
+def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
+    """A trained network in eval mode, on the CPU: `name` on `dataset` ("cifar10", "cifar100", "shapes"), `seed`.
+
+    Published weights come first, then your own below runs/. Raises `FileNotFoundError` where there are none and
+    `ValueError` where the file is not the one its card describes.
+    """
+    path = find_weights(name, dataset, seed)
+    card = read_card(path)
+    found = sha256_of(path)
+    if found != card.get("sha256"):
+        raise ValueError(f"{path} is corrupt or was altered: its sha256 is {found[:16]}…, its card says "
+                         f"{str(card.get('sha256'))[:16]}…; restore it (git checkout) or train it again")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    model = network(card["model"]).build(**card["architecture"])
+    model.load_state_dict(tensors)
+    return model.eval()
