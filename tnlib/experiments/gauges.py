@@ -1,0 +1,87 @@
+"""Gauges: rescalings of hidden channels that leave a ReLU network's function as it is, and change its kernels.
+
+Channel c of layer k times a, and layer k+1's weights on that channel divided by a: ReLU and average pooling let a
+positive factor through, so the function is the same. Spectra, entropies and relative errors are not: a statement
+about them is one about a gauge.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def chain(model: nn.Module) -> list[nn.Module]:
+    """The convolutions and linear layers of a plain chain in forward order.
+
+    Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: batch norm, groups,
+    or layers whose channels do not follow each other.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    plain = len(layers) > 1 and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    for layer, following in zip(layers, layers[1:]):
+        plain &= following.weight.shape[1] % layer.weight.shape[0] == 0 and getattr(layer, "groups", 1) == 1
+    if not plain:
+        raise ValueError(f"{type(model).__name__} is not a plain chain of convolutions and linear layers: "
+                         "the gauges of this module do not apply to it")
+    return layers
+
+
+def rescaled(model: nn.Module, factors: list[torch.Tensor]) -> nn.Module:
+    """A copy of `model` with hidden channel c of layer k times factors[k][c] > 0; the function is unchanged.
+
+    `factors`: one tensor (OUT,) a layer of `chain(model)` but the last, whose outputs are the logits.
+    """
+    copied = copy.deepcopy(model)
+    layers = chain(copied)
+    if [len(factor) for factor in factors] != [layer.weight.shape[0] for layer in layers[:-1]]:
+        raise ValueError(f"factors must hold one tensor for each hidden layer, of lengths "
+                         f"{[layer.weight.shape[0] for layer in layers[:-1]]}, got {[len(f) for f in factors]}")
+    with torch.no_grad():
+        for layer, following, factor in zip(layers, layers[1:], factors):
+            factor = factor.to(layer.weight)
+            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
+            _by_channel(following, len(factor)).div_(factor.view(1, -1, 1))
+    return copied
+
+
+def balanced(model: nn.Module, sweeps: int = 1000, tolerance: float = 1e-9) -> nn.Module:
+    """The balanced gauge: every hidden channel's incoming and outgoing weights have the same norm.
+
+    Found by balancing layer after layer until nothing moves; it is where the sum of squared weights is least among
+    all gauges. A channel with no weights on one side keeps its factor.
+    """
+    layers = [layer.weight.detach().double() for layer in chain(model)]
+    incoming = [weight.flatten(1).square() for weight in layers]                                 # [OUT, …]
+    factors = [torch.ones(len(weight), dtype=torch.float64, device=weight.device) for weight in layers[:-1]]
+    # Squared norms of the blocks between channel i of one layer and channel j of the next: all that balancing needs.
+    blocks = [incoming[0].sum(1, keepdim=True)]
+    blocks += [w.square().reshape(len(w), len(before), -1).sum(2) for before, w in zip(layers, layers[1:])]
+    for _ in range(sweeps):
+        moved = 0.0
+        for k, factor in enumerate(factors):
+            before = factors[k - 1] if k else torch.ones(1, dtype=torch.float64, device=factor.device)
+            after = factors[k + 1] if k + 1 < len(factors) else torch.ones(
+                len(layers[k + 1]), dtype=torch.float64, device=factor.device)
+            coming = (blocks[k] / before.square()).sum(1)                                        # at factor 1
+            going = (blocks[k + 1] * after.square()[:, None]).sum(0)
+            new = torch.where((coming > 0) & (going > 0), (going / coming).pow(0.25), factor)
+            moved = max(moved, (new / factor).log().abs().max().item())
+            factors[k] = new
+        if moved < tolerance:
+            break
+    return rescaled(model, factors)
+
+
+def random_gauge(model: nn.Module, seed: int, spread: float = 1.0) -> nn.Module:
+    """A random gauge: factors exp(spread · g), g a standard Gaussian for each hidden channel."""
+    generator = torch.Generator().manual_seed(seed)
+    return rescaled(model, [torch.exp(spread * torch.randn(layer.weight.shape[0], generator=generator,
+                                                           dtype=torch.float64)) for layer in chain(model)[:-1]])
+
+
+def _by_channel(layer: nn.Module, channels: int) -> torch.Tensor:
+    """A view (OUT, channels, rest) of a layer's weight: a linear layer after flattening has several columns each."""
+    return layer.weight.view(layer.weight.shape[0], channels, -1)

@@ -1,0 +1,35 @@
+"""What every function of `tnlib.tensors` asks of its arguments, with one message each."""
+
+import numbers
+
+import torch
+
+
+def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
+    """Return `kernel` if it is a finite floating tensor with four non-empty modes (OUT, IN, KH, KW)."""
+    if not isinstance(kernel, torch.Tensor):
+        raise TypeError(f"{name} must be a torch tensor of shape (OUT, IN, KH, KW), got {type(kernel).__name__}")
+    if not kernel.is_floating_point():
+        raise TypeError(f"{name} must be of a floating dtype, got {kernel.dtype} with shape {tuple(kernel.shape)}")
+    if kernel.ndim != 4 or not kernel.numel():
+        raise ValueError(f"{name} must have four non-empty modes (OUT, IN, KH, KW), got shape {tuple(kernel.shape)}")
+    if not torch.isfinite(kernel).all():
+        raise ValueError(f"{name} of shape {tuple(kernel.shape)} holds NaN or infinity")
+    return kernel
+
+
+def check_rank(rank, max_rank: int, name: str = "rank") -> int:
+    """Return `rank` if it is a whole number from 1 to `max_rank`."""
+    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number from 1 to {max_rank}, got {rank!r}")
+    if not 1 <= rank <= max_rank:
+        raise ValueError(f"{name} must be from 1 to {max_rank}, got {rank}")
+    return int(rank)
+
+
+def pair(value, name: str, least: int = 0) -> tuple[int, int]:
+    """Return a number or a pair of numbers as a pair (vertical, horizontal)."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2 or any(isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < least for v in both):
+        raise ValueError(f"{name} must be a whole number of at least {least}, or a pair of them, got {value!r}")
+    return int(both[0]), int(both[1])

@@ -1,0 +1,228 @@
+"""The seven cuts of a kernel: matricisation, truncation, and the two factors of a truncation (Figure 5)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .checks import check_kernel, check_rank, pair
+
+MODES = ("OUT", "IN", "KH", "KW")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A bipartition of a kernel's modes, named by its rows.
+
+    `.name` such as "OUT,KW"; `.rows` and `.columns`, tuples of modes in the order OUT, IN, KH, KW. Source: Figure 5.
+    """
+
+    rows: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, name) -> "Cut":
+        """The cut called `name`, e.g. "OUT,KW" (in any order of its modes); a `Cut` is returned as it is.
+
+        Raises `ValueError` naming the seven cuts.
+        """
+        if isinstance(name, Cut):
+            return name
+        modes = {mode.strip() for mode in name.split(",")} if isinstance(name, str) else set()
+        for cut in CUTS:
+            if modes == set(cut.rows):
+                return cut
+        same = [cut.name for cut in CUTS if modes == set(cut.columns)]
+        hint = f" ({name!r} is the same bipartition as {same[0]!r})" if same else ""
+        raise ValueError(f"unknown cut {name!r}: it takes one of {', '.join(repr(cut.name) for cut in CUTS)}{hint}")
+
+    @property
+    def name(self) -> str:
+        return ",".join(self.rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(mode for mode in MODES if mode not in self.rows)
+
+    def matricize(self, kernel: torch.Tensor) -> torch.Tensor:
+        """The kernel (OUT, IN, KH, KW) as the matrix (rows, columns) of this cut.
+
+        Modes of the rows in the order OUT, IN, KH, KW, then those of the columns. Raises `TypeError` or `ValueError`
+        for anything but a kernel.
+        """
+        check_kernel(kernel)
+        order = [MODES.index(mode) for mode in self.rows + self.columns]
+        return kernel.permute(order).reshape(self.dimensions(kernel.shape))
+
+    def fold(self, matrix: torch.Tensor, shape) -> torch.Tensor:
+        """The inverse of `matricize`: the matrix (rows, columns) as a kernel of `shape` (OUT, IN, KH, KW).
+
+        Raises `ValueError` when the matrix does not have this cut's form for that shape.
+        """
+        if tuple(matrix.shape) != self.dimensions(shape):
+            raise ValueError(f"a kernel of shape {tuple(shape)} has a matrix {self.dimensions(shape)} at the cut "
+                             f"{self.name}, got {tuple(matrix.shape)}")
+        order = [MODES.index(mode) for mode in self.rows + self.columns]
+        back = [order.index(mode) for mode in range(4)]
+        return matrix.reshape([shape[mode] for mode in order]).permute(back).contiguous()
+
+    def dimensions(self, shape) -> tuple[int, int]:
+        """(rows, columns) of this cut's matrix for a kernel of `shape`."""
+        if len(shape) != 4:
+            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW), got {tuple(shape)}")
+        rows = math.prod(shape[MODES.index(mode)] for mode in self.rows)
+        return rows, math.prod(shape) // rows
+
+    def max_rank(self, shape) -> int:
+        """min(rows, columns) of this cut's matrix for a kernel of `shape`."""
+        return min(self.dimensions(shape))
+
+
+CUTS = tuple(Cut(tuple(name.split(","))) for name in ("KW", "KH", "OUT", "IN", "OUT,IN", "OUT,KW", "OUT,KH"))
+
+
+def distinct_cuts(shape) -> list[Cut]:
+    """The cuts of a kernel of `shape` that are neither trivial (max_rank 1) nor equal to one before them.
+
+    Modes of size 1 do not count: without them, cuts that are the same bipartition or its complement are one.
+    """
+    long_modes = {mode for mode, size in zip(MODES, shape, strict=True) if size > 1}
+    seen, distinct = set(), []
+    for cut in CUTS:
+        rows = frozenset(cut.rows) & long_modes
+        if cut.max_rank(shape) > 1 and rows not in seen:
+            seen |= {rows, frozenset(long_modes - rows)}
+            distinct.append(cut)
+    return distinct
+
+
+def svd(kernel: torch.Tensor, cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U (rows, max_rank), S (max_rank,) and Vᵀ (max_rank, columns) of a cut's matrix, in float64."""
+    return torch.linalg.svd(Cut.parse(cut).matricize(kernel).double(), full_matrices=False)
+
+
+def singular_values(kernel: torch.Tensor, cut) -> torch.Tensor:
+    """The singular values of the kernel's matrix at `cut`: shape (max_rank,), descending, the kernel's dtype.
+
+    Computed in float64; of a matrix at least twice as long as wide from the Gram matrix of its smaller side, which is
+    faster and accurate to 1e-7 of the largest value. Raises as `Cut.parse` and `Cut.matricize` do.
+    Source: Figures 4 (single-mode cuts) and 5.
+    """
+    matrix = Cut.parse(cut).matricize(kernel).double()
+    rows, columns = matrix.shape
+    if max(rows, columns) < 2 * min(rows, columns):
+        return torch.linalg.svdvals(matrix).to(kernel.dtype)
+    gram = matrix @ matrix.T if rows < columns else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().to(kernel.dtype)
+
+
+def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:
+    """The kernel rebuilt from the `rank` largest singular values at `cut`: same shape, dtype and device.
+
+    The nearest kernel of that rank in the Frobenius norm (Eckart and Young 1936). Raises `ValueError` when `rank`
+    is not from 1 to the cut's max_rank. Source: the paper's truncations along the cuts of Figure 5.
+    """
+    return factorize(kernel, cut, rank).to_kernel()
+
+
+def factorize(kernel: torch.Tensor, cut, rank: int) -> "CutFactors":
+    """The truncation of the kernel at `cut` as its two factors, each with √S: a `CutFactors`.
+
+    Raises `ValueError` when `rank` is not from 1 to the cut's max_rank.
+    """
+    cut = Cut.parse(cut)
+    check_kernel(kernel)
+    rank = check_rank(rank, cut.max_rank(kernel.shape), f"rank at the cut {cut.name} of a kernel {tuple(kernel.shape)}")
+    u, s, vh = svd(kernel, cut)
+    root = s[:rank].sqrt()
+    factors = u[:, :rank] * root, root[:, None] * vh[:rank]
+    return CutFactors(cut, tuple(kernel.shape), tuple(factor.to(kernel.dtype) for factor in factors))
+
+
+@dataclass(frozen=True)
+class CutFactors:
+    """A kernel of rank r at a cut. `.factors`: (rows, r) and (r, columns)."""
+
+    cut: Cut
+    shape: tuple[int, ...]
+    factors: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def num_parameters(self) -> int:
+        """rank · (rows + columns)."""
+        return sum(factor.numel() for factor in self.factors)
+
+    def to_kernel(self) -> torch.Tensor:
+        """The dense kernel (OUT, IN, KH, KW)."""
+        left, right = self.factors
+        return self.cut.fold(left @ right, self.shape)
+
+    def conv2d(self, image: torch.Tensor, stride=1, padding=0, dilation=1) -> torch.Tensor:
+        """Convolve (N, IN, H, W) → (N, OUT, H', W') factor by factor; the dense kernel is never formed.
+
+        Equal to `torch.nn.functional.conv2d` with `.to_kernel()`. `stride`, `padding`, `dilation`: a number or a pair.
+        """
+        inner, outer = self._kernels()
+        stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding"), pair(dilation, "dilation", 1)
+        groups = self.shape[1] if inner.shape[1] == 1 and self.shape[1] > 1 else 1
+        # Each spatial mode lies in one factor, and its stride, padding and dilation go with it.
+        for kernel, modes, in_groups in ((inner, self._inner_modes, groups), (outer, self._outer_modes, 1)):
+            here = ["KH" in modes, "KW" in modes]
+            image = F.conv2d(image, kernel,
+                             stride=[s if h else 1 for s, h in zip(stride, here)],
+                             padding=[p if h else 0 for p, h in zip(padding, here)],
+                             dilation=[d if h else 1 for d, h in zip(dilation, here)], groups=in_groups)
+        return image
+
+    @property
+    def _outer_modes(self):
+        return self.cut.rows if "OUT" in self.cut.rows else self.cut.columns
+
+    @property
+    def _inner_modes(self):
+        return self.cut.columns if "OUT" in self.cut.rows else self.cut.rows
+
+    def _kernels(self):
+        """The factor without OUT, applied first, and the one with OUT, as kernels of two ordinary convolutions."""
+        left, right = self.factors
+        rank = left.shape[1]
+        outer, inner = (left, right.T) if "OUT" in self.cut.rows else (right.T, left)          # [modes, r] each
+        size = lambda modes, mode: self.shape[MODES.index(mode)] if mode in modes else 1
+        inner = inner.T.reshape(rank, *(size(self._inner_modes, mode) for mode in MODES[1:]))  # [r, IN or 1, KH, KW]
+        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)        # [OUT, IN or 1, KH, KW, r]
+        outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                     # [OUT, IN·r or r, KH, KW]
+        if "IN" in self._outer_modes:  # every input channel is filtered by the same r small kernels
+            inner = inner.repeat(self.shape[1], 1, 1, 1)                                       # [IN·r, 1, KH, KW]
+        return inner, outer
+
+
+def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
+    """ε = ‖K − K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor.
+
+    Raises `ValueError` when the shapes differ or the kernel is zero.
+    """
+    return torch.linalg.vector_norm(kernel - _alike(kernel, approximation)) / _norm(kernel)
+
+
+def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
+    """ν = ‖K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor; ν² + ε² = 1 for a truncation.
+
+    Raises `ValueError` when the shapes differ or the kernel is zero.
+    """
+    return torch.linalg.vector_norm(_alike(kernel, approximation)) / _norm(kernel)
+
+
+def _alike(kernel, approximation):
+    check_kernel(kernel)
+    check_kernel(approximation, "approximation")
+    if kernel.shape != approximation.shape:
+        raise ValueError(f"kernel and approximation must have the same shape, got {tuple(kernel.shape)} "
+                         f"and {tuple(approximation.shape)}")
+    return approximation
+
+
+def _norm(kernel):
+    norm = torch.linalg.vector_norm(kernel)
+    if norm == 0:
+        raise ValueError(f"the kernel of shape {tuple(kernel.shape)} is zero: nothing is relative to it")
+    return norm
