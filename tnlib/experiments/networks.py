@@ -55,12 +55,12 @@ class Recipe:
 
     epochs: int = 24
     batch_size: int = 128
-    peak_lr: float = 0.08
+    peak_lr: float = 0.12
     warmup: float = 0.2  # the share of the steps in which the learning rate rises
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05
-    clip_norm: float = 1.0
+    clip_norm: float = 5.0
     crop_padding: int = 4
     flip: bool = True
 
