@@ -1,0 +1,44 @@
+# make book   sets everything up and builds the book: _build/html/index.html
+# make test   sets everything up and runs the tests
+# TORCH=cpu   takes PyTorch's small CPU build on Linux; PYTHON=python3.12 chooses an interpreter
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+ifeq ($(TORCH),cpu)
+INSTALL += --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: book test clean
+.DELETE_ON_ERROR:
+
+book: $(VENV)/.installed
+	@$(BIN)/tnlib build
+
+test: $(VENV)/.installed-test
+	@echo "make test: running the tests"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests
+
+$(VENV)/.created:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Python 3.11 or newer is needed, found: $$("$(PYTHON)" --version 2>&1). Name one with PYTHON=..."; exit 1; }
+	@echo "make: creating the virtual environment $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "make: installing tnlib and what it needs into $(VENV) (some minutes, once)"
+	@if [ "$$(uname -s)" = Linux ] && [ "$(TORCH)" != cpu ] && ! command -v nvidia-smi > /dev/null; then \
+		echo "make: no NVIDIA GPU is seen here, and torch from the registry is the large CUDA build (gigabytes);"; \
+		echo "make: to take PyTorch's small CPU build, stop now (Ctrl-C) and run: make $(or $(MAKECMDGOALS),book) TORCH=cpu"; fi
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "make: installing what only the tests need"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf _build
