@@ -1,0 +1,17 @@
+"""tnlib: tensor network compressibility of convolutional models, as an executable paper.
+
+These names are the public interface; what notebooks use besides is in `tnlib.notebook`, which is not loaded here.
+"""
+
+from .experiments.datasets import Dataset, load_dataset
+from .experiments.evaluation import evaluate
+from .experiments.networks import conv_kernels
+from .experiments.training import train
+from .experiments.weights import load_model
+from .tensors.cuts import CUTS, Cut, factorize, norm_kept, relative_error, singular_values, truncate
+from .tensors.spectra import entanglement_entropy
+
+__all__ = [
+    "CUTS", "Cut", "Dataset", "conv_kernels", "entanglement_entropy", "evaluate", "factorize", "load_dataset",
+    "load_model", "norm_kept", "relative_error", "singular_values", "train", "truncate",
+]

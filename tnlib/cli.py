@@ -2,24 +2,102 @@
 
 import click
 
+PARAMETER = click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
+                         help="A notebook's parameter; may be repeated.")
+DATA = click.option("--data", type=click.Path(), help="The folder that holds the data sets.")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """Bad input is a message and exit status 1, not a traceback."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main():
     """tnlib: an executable paper on tensor network compressibility of convolutional models."""
 
 
 @main.command()
+@click.option("--profile", type=click.Choice(["published", "shapes", "full"]), default="published", show_default=True,
+              help="published: from published/; shapes: small and live, no data set needed; full: everything anew.")
+@click.option("--only", multiple=True, metavar="SECTION", help="Bring only this section up to date; may be repeated.")
+@PARAMETER
+def build(profile, only, given):
+    """Run the book's notebooks and render its pages.
+
+    The published book goes to _build/html; with another profile or with parameters it goes below runs/.
+    """
+    from .publishing.building import build_book
+    build_book(profile, only, _values(given))
+
+
+@main.command()
+@click.argument("section")
+@PARAMETER
+def run(section, given):
+    """Run one SECTION with other parameters, below runs/, and compare its numbers with the published ones."""
+    from .publishing.building import run_section
+    run_section(section, _values(given))
+
+
+@main.command()
 @click.argument("model")
 @click.argument("dataset")
-@click.option("--seed", default=0, show_default=True, help="Fixes initial weights, order and augmentation.")
-@click.option("--data", type=click.Path(), help="The folder that holds the data sets.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0),
+              help="Fixes initial weights, order and augmentation.")
+@DATA
 @click.option("--publish", is_flag=True, help="Write to published/weights instead of runs/weights.")
 def train(model, dataset, seed, data, publish):
     """Train MODEL on DATASET and write its weights and their card. Goes on where it was cut off."""
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
+    from .experiments.networks import network
     from .experiments.training import train
+    network(model)  # an unknown name stops here, before the data set is read
     train(model, load_dataset(dataset, data), seed, folder=(PUBLISHED if publish else RUNS) / "weights")
+
+
+@main.group()
+def data():
+    """Where the data sets are."""
+
+
+@data.command()
+@DATA
+def status(data):
+    """Say of each data set where it is and which copy, or what to do about it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .experiments.datasets import CIFAR, data_folders, describe
+    console = Console()
+    for what, place in data_folders(data):
+        console.print(f"{what}: {place if place is not None else 'not set'}", highlight=False, soft_wrap=True)
+    table = Table("data set", "where", "which copy")
+    for name in CIFAR:
+        table.add_row(name, *describe(name, data))
+    table.add_row("shapes", "drawn by tnlib", "needs no file")
+    console.print(table)
+
+
+@data.command()
+@click.argument("names", nargs=-1, type=click.Choice(["cifar10", "cifar100"]))
+@DATA
+def fetch(names, data):
+    """Download CIFAR data sets (both where none is named), md5 checked."""
+    from .experiments.datasets import CIFAR, fetch
+    for name in names or CIFAR:
+        click.echo(f"{name}: {fetch(name, data)}")
+
+
+def _values(given):
+    from .publishing.parameters import parse_value
+    return {name: parse_value(text) for name, text in given}
 
 
 if __name__ == "__main__":

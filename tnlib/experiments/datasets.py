@@ -248,6 +248,19 @@ def _read_official(name, torchvision_class, folder) -> dict:
     return arrays
 
 
+def describe(name: str, root=None) -> tuple[str, str]:
+    """Where a CIFAR data set is, and which copy; or what is wrong with it or missing, and what to do."""
+    found = find_files(name, root)
+    if found is None:
+        return "nowhere", f"run: tnlib data fetch {name}"
+    try:
+        dataset = _load_cifar(name, root)
+    except ValueError as error:
+        return str(found), f"refused: {error}"
+    form = "one .npz" if found.suffix == ".npz" else "the official files"
+    return str(found), f"{form}, fingerprint {dataset.fingerprint[:16]}, core {dataset.core_fingerprint[:16]}"
+
+
 def fetch(name: str, root=None) -> Path:
     """Download a CIFAR data set's official files with torchvision, check md5, and return their folder."""
     classes, torchvision_class, folder, _ = CIFAR[name]

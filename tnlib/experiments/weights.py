@@ -39,8 +39,25 @@ def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
         path = folder / f"{stem(model, dataset, seed)}.safetensors"
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {FOLDERS[0]} or {FOLDERS[1]}; "
-                            f"train them with: tnlib train {model} {dataset} --seed {seed}")
+    raise _no_weights(model, dataset, seed)
+
+
+def _no_weights(model, dataset, seed):
+    return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {FOLDERS[0]} or {FOLDERS[1]}; "
+                             f"train them with: tnlib train {model} {dataset} --seed {seed}")
+
+
+def trained_seeds(model: str, dataset: str) -> list[int]:
+    """The seeds of the published networks `model` on `dataset`, ascending; of your own where none is published.
+
+    Raises `FileNotFoundError` that says how to train one.
+    """
+    prefix = f"{model}-{dataset}-s"
+    for folder in FOLDERS:
+        numbers = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.safetensors")]
+        if seeds := sorted(int(number) for number in numbers if number.isdigit()):
+            return seeds
+    raise _no_weights(model, dataset, 0)
 
 
 def read_card(path) -> dict:

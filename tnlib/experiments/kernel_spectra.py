@@ -1,0 +1,107 @@
+"""Spectra of a network's kernels along every cut, in three gauges, beside what chance would give.
+
+Everything is computed from the weights alone: no data set is needed.
+"""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..tensors.cuts import CUTS, distinct_cuts, singular_values
+from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entropy, gaussian_like, marchenko_pastur,
+                               participation_ratio, rank_for_norm, shuffled_rows)
+from .gauges import balanced, random_gauge
+from .networks import conv_kernels
+from .weights import load_model, trained_seeds
+
+COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "columns", "max_rank")
+
+
+def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0,
+                   gauge_spread: float = 1.0) -> pd.DataFrame:
+    """The singular values of every kernel of `model` at every distinct, non-trivial cut: one row a value.
+
+    Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
+    (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
+    exp(`gauge_spread`·Gaussian)) for `kind` "kernel"; `kind` is also "shuffled" (of the trained and the balanced
+    gauge) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur" where both sides are at
+    least 30. A network that has no gauge of the plain ReLU chain has only the trained one.
+    """
+    networks = {"trained": model}
+    try:
+        networks |= {"balanced": balanced(model), "random": random_gauge(model, gauge_seed, gauge_spread)}
+    except ValueError:  # not a plain chain of layers
+        pass
+    heads, spectra = [], []
+
+    def add(layer, depth, shape, cut, gauge, kind, sample, values):
+        heads.append((layer, depth, cut.name, gauge, kind, sample, *cut.dimensions(shape), cut.max_rank(shape)))
+        spectra.append(np.asarray(values, dtype=float))
+
+    for gauge, network in networks.items():
+        for depth, (layer, kernel) in enumerate(conv_kernels(network).items(), start=1):
+            kernel = kernel.double()
+            shuffled = [shuffled_rows(kernel, sample) for sample in range(samples if gauge != "random" else 0)]
+            for cut in distinct_cuts(kernel.shape):
+                place = layer, depth, kernel.shape, cut
+                add(*place, gauge, "kernel", 0, singular_values(kernel, cut))
+                for sample, other in enumerate(shuffled):
+                    add(*place, gauge, "shuffled", sample, singular_values(other, cut))
+                if gauge == "trained":
+                    for sample, values in enumerate(_gaussian_spectra(tuple(kernel.shape), cut.name, samples)):
+                        add(*place, "none", "gaussian", sample, values)
+                    if min(cut.dimensions(kernel.shape)) >= MARCHENKO_PASTUR_LEAST:
+                        add(*place, "none", "marchenko_pastur", 0, marchenko_pastur(*cut.dimensions(kernel.shape)))
+    lengths = [len(values) for values in spectra]
+    table = pd.DataFrame(heads, columns=COLUMNS[1:])
+    table = table.loc[table.index.repeat(lengths)].reset_index(drop=True)
+    table["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    table["value"] = np.concatenate([values / np.linalg.norm(values) for values in spectra])
+    return table
+
+
+@cache
+def _gaussian_spectra(shape, cut, samples) -> list[torch.Tensor]:
+    """Spectra of Gaussian kernels depend on the shape alone: one computation for all networks and seeds."""
+    ones = torch.ones(shape, dtype=torch.float64)
+    return [singular_values(gaussian_like(ones, sample), cut) for sample in range(samples)]
+
+
+def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0,
+                    gauge_spread: float = 1.0) -> pd.DataFrame:
+    """`kernel_spectra` of every trained network `model` on `dataset`, with a column `seed` in front.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    frames = [kernel_spectra(load_model(model, dataset, seed), samples, gauge_seed, gauge_spread).assign(seed=seed)
+              for seed in trained_seeds(model, dataset)]
+    return pd.concat(frames, ignore_index=True)[[*COLUMNS, "index", "value"]]
+
+
+def summary(spectra: pd.DataFrame) -> pd.DataFrame:
+    """One row a spectrum: entropy and what follows from the values, and the deficit against Gaussian kernels.
+
+    Takes the rows of `kernel_spectra` or `network_spectra`. Adds `entropy` (bits), `entropy_share` (of log₂
+    max_rank), `deficit` (bits below the mean entropy of Gaussian kernels of the same shape), `deficit_share` (of
+    log₂ max_rank), `effective_rank`, `participation_ratio`, `rank_90` and `rank_99` (the smallest rank that keeps
+    that share of the norm).
+    """
+    keys = [column for column in COLUMNS if column in spectra]
+    rows = []
+    for key, group in spectra.groupby(keys, sort=False):
+        values = torch.from_numpy(group["value"].to_numpy(copy=True))
+        rows.append(dict(zip(keys, key)) | {
+            "entropy": float(entropy(values)), "effective_rank": float(effective_rank(values)),
+            "participation_ratio": float(participation_ratio(values)),
+            "rank_90": rank_for_norm(values, 0.90), "rank_99": rank_for_norm(values, 0.99)})
+    table = pd.DataFrame(rows)
+    most = np.log2(table["max_rank"])
+    chance = table[table["kind"] == "gaussian"].groupby(["layer", "cut"])["entropy"].mean()
+    expected = chance.reindex(pd.MultiIndex.from_frame(table[["layer", "cut"]])).to_numpy()
+    table["entropy_share"] = table["entropy"] / most
+    table["deficit"] = expected - table["entropy"]
+    table["deficit_share"] = table["deficit"] / most
+    table["cut"] = pd.Categorical(table["cut"], [cut.name for cut in CUTS], ordered=True)
+    return table

@@ -1,0 +1,91 @@
+"""What the commands `build` and `run` do: which notebooks to run with which values, and where the pages go."""
+
+import click
+import nbformat
+from rich.console import Console
+from rich.table import Table
+
+from ..experiments.files import ROOT, RUNS
+from .parameters import ParameterError, changed, run_name
+from .running import Job, find_section, run, section_values, sections
+from .site import render, stage_book, stage_page
+
+BUILD = ROOT / "_build"
+EXECUTED = BUILD / "executed"  # the published book's notebooks
+
+
+def build_book(profile: str, only=(), given=None) -> None:
+    """Run and render the whole book; the published one into _build/html, any other below runs/.
+
+    `only`: names of sections to bring up to date; the others are shown as they last ran. `given`: parameters, for
+    each section that has them. Raises `ParameterError`, `NotebookError` or `SiteError`.
+    """
+    given = given or {}
+    chosen = {name: find_section(name) for name in only}
+    book = sections()
+    has = {name: section.parameters for name, section in book.items()}
+    unknown = [name for name in given if not any(name in parameters for parameters in has.values())]
+    if unknown:
+        there = "\n".join(f"  {name}: {', '.join(parameters)}" for name, parameters in has.items())
+        raise ParameterError(f"no section has a parameter {', '.join(map(repr, unknown))}. There are:\n{there}")
+    values = {name: section_values(section, profile, {k: v for k, v in given.items() if k in has[name]})
+              for name, section in book.items()}
+    changes = {name: changed(has[name], values[name]) for name in book}
+    published = not any(changes.values())
+    folder = BUILD if published else RUNS / run_name("book", {k: v for each in changes.values() for k, v in each.items()})
+    if profile == "full":
+        click.echo("profile full: every result is computed anew from the published weights; days on a CPU, minutes "
+                   "on a GPU. What is cut off goes on from where it was.")
+    jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
+    run([job for job in jobs if not chosen or job.section.name in chosen or not (job.folder / "stamp.json").exists()],
+        click.echo)
+    stage_book(jobs, folder / "stage")
+    page = render(folder / "stage", ROOT if published else folder, click.echo)
+    click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")
+
+
+def run_section(name: str, given: dict) -> None:
+    """Run one section below runs/, render its page, and print its numbers beside the published ones."""
+    section = find_section(name)
+    values = section_values(section, "published", given)
+    changes = changed(section.parameters, values)
+    job = Job(section, values, RUNS / run_name(name, changes))
+    run([job], click.echo)
+    stage_page(job, job.folder / "site" / "stage")
+    page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
+    _compare(job, Job(section, {}, EXECUTED / name))
+    click.echo(f"The page: {page}\nThe notebook: {job.executed}\nFigures and data: {job.folder / 'figures'}")
+
+
+def glued_values(path) -> dict:
+    """Name → what `value` gave to the text, of an executed notebook."""
+    found = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if name:
+                found[name.removeprefix("application/papermill.record/")] = next(
+                    text for mime, text in output["data"].items() if mime.endswith("text/plain"))
+    return found
+
+
+def _compare(job: Job, published: Job) -> None:
+    if not published.executed.exists():
+        click.echo("The published page is not built yet (tnlib build): nothing to compare with.")
+        return
+    ours, theirs = glued_values(job.executed), glued_values(published.executed)
+    table = Table("number in the text", "published", "here")
+    for name in theirs | ours:
+        if theirs.get(name) != ours.get(name):
+            table.add_row(name, _short(theirs.get(name)), _short(ours.get(name)))
+    if table.row_count:
+        Console().print(table)
+    else:
+        click.echo("Every number in the text is as published.")
+
+
+def _short(text):
+    try:
+        return f"{float(text):.4g}"
+    except (TypeError, ValueError):
+        return "–" if text is None else text

@@ -1,0 +1,130 @@
+"""Figures, tables and values of a page: registered where they are made, written with the data behind them."""
+
+import html
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import display
+from myst_nb import glue
+
+from ..experiments.files import RUNS, atomic_path
+
+OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set by whoever runs it
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; a marker and a dash go with each, for print in grey.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F")
+CUT_STYLES = {
+    "KW": {"color": SKY, "marker": "<"}, "KH": {"color": BLUE, "marker": "^"},
+    "OUT": {"color": BLACK, "marker": "o"}, "IN": {"color": GREY, "marker": "s"},
+    "OUT,IN": {"color": ORANGE, "marker": "D"}, "OUT,KW": {"color": VERMILION, "marker": "v"},
+    "OUT,KH": {"color": PURPLE, "marker": "P"},
+}
+
+
+@dataclass
+class Section:
+    """The page that is being made: its name, and where its files go."""
+
+    name: str = "notebook"
+    folder: Path = field(default_factory=lambda: RUNS / "notebook")
+
+
+section = Section()  # set by `parameters`
+
+
+def open_section(name: str, run: str) -> None:
+    """Let figures go to the folder that the runner set, else to runs/`run`, and use the book's look."""
+    section.name = name
+    section.folder = Path(os.environ.get(OUTPUT_VARIABLE) or RUNS / run)
+    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
+
+
+def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame) -> None:
+    """Show `fig` as a numbered figure, and write figures/`id`.svg and `id`.csv.
+
+    `id`: lower-case words joined by hyphens, one in the book; text refers to it as {numref}`id`. `caption`: Markdown
+    that stands alone. `alt`: what is seen, for those who do not see it. `data`: the plotted values, tidy.
+    Raises `TypeError` or `ValueError` naming the argument.
+    """
+    _check_labels(id, caption)
+    if not isinstance(fig, plt.Figure):
+        raise TypeError(f"figure {id!r}: fig must be a matplotlib Figure, got {type(fig).__name__}")
+    if len(alt.split()) < 5 or alt.strip() == caption.strip():
+        raise ValueError(f"figure {id!r}: alt must say what is seen, in other words than the caption; got {alt!r}")
+    _write_data(id, data)
+    plt.rcParams["svg.hashsalt"] = id  # the same bytes from the same figure
+    with atomic_path(section.folder / "figures" / f"{id}.svg") as temporary:
+        fig.savefig(temporary, format="svg", metadata={"Date": None, "Title": id, "Creator": "tnlib"})
+    plt.close(fig)  # or Jupyter shows it a second time
+    svg = (section.folder / "figures" / f"{id}.svg").read_text(encoding="utf-8")
+    display({"image/svg+xml": svg, "text/plain": alt}, raw=True,
+            metadata={"tnlib": {"id": id, "caption": caption, "alt": alt}})
+
+
+def table(frame: pd.DataFrame, id: str, caption: str, text: pd.DataFrame | None = None) -> None:
+    """Show a numbered table, and write figures/`id`.csv with the values of `frame` as they are.
+
+    `text`: what the page shows, by default `frame` with numbers to four digits. Raises `TypeError` or `ValueError`
+    naming the argument.
+    """
+    _check_labels(id, caption)
+    _write_data(id, frame)
+    shown = frame if text is None else text
+    cells = shown.map(lambda entry: f"{entry:.4g}" if isinstance(entry, float) else str(entry))
+    left = [shown[column].map(lambda entry: isinstance(entry, str) and not entry[:1].isdigit()).any()
+            for column in shown.columns]
+    _show_markdown(f"```{{table}} {caption}\n:name: {id}\n\n{_pipes(cells, left)}\n```",
+                   cells.to_html(index=False, border=0) + f"<p>{html.escape(caption)}</p>")
+
+
+def value(name: str, number: Any) -> None:
+    """Let the page's text use a number or a text: {glue:text}`name` or, with a format, {glue:text}`name:.2f`."""
+    if hasattr(number, "item"):  # NumPy's and torch's scalars do not print as plain numbers
+        number = number.item()
+    if not isinstance(number, (bool, int, float, str)):
+        raise TypeError(f"value {name!r} must be a number or a text, got {type(number).__name__}")
+    glue(name, number, display=False)
+
+
+def show_parameters(rows: list[dict[str, str]], banner: str | None) -> None:
+    """The page's parameters as a folded table, and above it a banner where they are not the published ones."""
+    cells = pd.DataFrame(rows)
+    markdown = f"```{{admonition}} Parameters of this page\n:class: dropdown tip\n\n{_pipes(cells, [True] * 4)}\n```"
+    page = cells.to_html(index=False, border=0)
+    if banner:
+        markdown = f"```{{warning}}\n{banner}\n```\n\n{markdown}"
+        page = f"<p><strong>{html.escape(banner)}</strong></p>{page}"
+    _show_markdown(markdown, page)
+
+
+def _check_labels(id, caption):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", id):
+        raise ValueError(f"id must be lower-case words joined by hyphens, got {id!r}")
+    if not caption.strip():
+        raise ValueError(f"{id!r}: the caption is empty")
+
+
+def _write_data(id, data):
+    if not isinstance(data, pd.DataFrame) or data.empty:
+        raise TypeError(f"{id!r}: data must be a DataFrame with at least one row, got "
+                        f"{'an empty one' if isinstance(data, pd.DataFrame) else type(data).__name__}")
+    with atomic_path(section.folder / "figures" / f"{id}.csv") as temporary:
+        data.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def _pipes(cells: pd.DataFrame, left: list[bool]) -> str:
+    """A Markdown table; words to the left, numbers to the right."""
+    lines = [list(cells.columns), [":---" if words else "---:" for words in left], *cells.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _show_markdown(markdown: str, page: str) -> None:
+    """MyST for the book (which prefers it, see _config.yml), HTML for Jupyter."""
+    display({"text/markdown": markdown, "text/html": page, "text/plain": json.dumps(markdown)}, raw=True)

@@ -1,0 +1,209 @@
+"""Running notebooks: papermill, several at once, each only when something that it depends on has changed."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from jupyter_client import AsyncKernelManager
+from traitlets import default
+
+from ..experiments.files import PUBLISHED, ROOT, write_json
+from .figures import OUTPUT_VARIABLE
+from .parameters import PROFILES, ParameterError, Parameter, declared, parameters_cell, validate
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped at a cell."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A notebook of the book: book/02_spectra.ipynb is the section `spectra`."""
+
+    name: str
+    path: Path
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return declared(parameters_cell(nbformat.read(self.path, as_version=4)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A section to run with all its parameters' `values`, into `folder`: the notebook, figures/ and a stamp."""
+
+    section: Section
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def executed(self) -> Path:
+        return self.folder / self.section.path.name
+
+
+class LocalKernelManager(AsyncKernelManager):
+    """Talks to the kernel through files of this user instead of ports of this machine, and so without a warning."""
+
+    @default("transport")
+    def _transport(self):
+        return "ipc"
+
+
+def sections() -> dict[str, Section]:
+    """Name → section, of the notebooks in `_toc.yml`, in its order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = []
+
+    def walk(node):
+        if isinstance(node, dict):
+            files.extend(node[key] for key in ("root", "file") if key in node)
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(toc)
+    paths = [ROOT / f"{name}.ipynb" for name in files]
+    found = [path for path in paths if path.is_file()]
+    return {path.stem.lstrip("0123456789_"): Section(path.stem.lstrip("0123456789_"), path) for path in found}
+
+
+def find_section(name: str) -> Section:
+    """The section called `name`. Raises `ParameterError` that lists the sections."""
+    known = sections()
+    if name not in known:
+        raise ParameterError(f"unknown section {name!r}: it takes {', '.join(known)}")
+    return known[name]
+
+
+def section_values(section: Section, profile: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All parameters of `section` under a profile with `given` on top, checked. Raises `ParameterError`."""
+    parameters = section.parameters
+    profile = given.get("profile", profile)
+    preset = PROFILES.get(profile, {}) if isinstance(profile, str) else {}
+    return validate(parameters, {k: v for k, v in preset.items() if k in parameters} | given, section.name)
+
+
+def run(jobs: list[Job], say=print) -> None:
+    """Run the jobs whose stamp is not up to date, as many at once as there are processors, and say which and why.
+
+    Raises `NotebookError` naming the notebook, the cell and the error, after the other notebooks have ended; the
+    executed notebook stays where it stopped.
+    """
+    todo = []
+    for job in jobs:
+        reasons = _reasons(job)
+        say(f"{job.section.name}: {'runs: ' + ', '.join(reasons) if reasons else 'up to date'}")
+        if reasons:
+            todo.append(job)
+    if not todo:
+        return
+    workers = min(len(todo), os.cpu_count() or 1)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_execute, job, position, threads) for position, job in enumerate(todo)]
+        problems = []
+        for job, future in zip(todo, futures):
+            problem, seconds = future.result()
+            say(f"{job.section.name}: {'failed' if problem else 'done'} after {seconds:.0f} s")
+            problems += [problem] if problem else []
+    if problems:
+        raise NotebookError("\n".join(problems))
+
+
+def _execute(job: Job, position: int, threads: int) -> tuple[str | None, float]:
+    """Run one notebook in this process; return what went wrong, and the seconds it took."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ[OUTPUT_VARIABLE] = str(job.folder)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    stamp = _stamp(job)  # before it runs: an edit meanwhile makes it run again
+    begun = time.perf_counter()
+    bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
+    try:
+        papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
+                                   progress_bar=bar, cwd=job.section.path.parent, kernel_manager_class=LocalKernelManager)
+    except PapermillExecutionError as error:
+        source = error.source.strip().splitlines() or [""]
+        problem = (f"{job.section.path.relative_to(ROOT)} stopped at cell {error.cell_index + 1} "
+                   f"({source[0]}{' …' if len(source) > 1 else ''}):\n  {error.ename}: {error.evalue}\n"
+                   f"The notebook as far as it ran: {job.executed}")
+        return problem, time.perf_counter() - begun
+    except DeadKernelError:
+        return (f"{job.section.path.relative_to(ROOT)}: its kernel died (out of memory?). "
+                f"The notebook as far as it ran: {job.executed}", time.perf_counter() - begun)
+    _label_figures(job.executed)
+    write_json(job.folder / "stamp.json", stamp)
+    return None, time.perf_counter() - begun
+
+
+def _label_figures(path: Path) -> None:
+    """Tell Jupyter Book each figure's label, caption and alternative text: it reads them from the cell's metadata."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        labels = [output.metadata["tnlib"] for output in cell.get("outputs", []) if "tnlib" in output.get("metadata", {})]
+        if len(labels) > 1:
+            raise NotebookError(f"{path.name}: one cell makes {len(labels)} figures "
+                                f"({', '.join(label['id'] for label in labels)}); give each its own cell")
+        if labels:
+            label = labels[0]
+            cell.metadata["mystnb"] = {"figure": {"name": label["id"], "caption": label["caption"]},
+                                       "image": {"alt": label["alt"]}}
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"].append("remove-cell")  # the table of parameters shows them
+    nbformat.write(notebook, path)
+
+
+# ---- what a notebook depends on ----------------------------------------------------------------------------------
+
+def _stamp(job: Job) -> dict[str, str]:
+    return {"its text": _digest([job.section.path]),
+            "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
+            "tnlib": _digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
+            "published/": _published(), "installed packages": _packages()}
+
+
+def _reasons(job: Job) -> list[str]:
+    try:
+        before = json.loads((job.folder / "stamp.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ["never run to its end"]
+    return [f"{what} changed" for what, digest in _stamp(job).items() if before.get(what) != digest]
+
+
+def _digest(paths) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@cache
+def _published() -> str:
+    return _digest(sorted(path for path in PUBLISHED.rglob("*") if path.is_file() and path.suffix != ".checkpoint"))
+
+
+@cache
+def _packages() -> str:
+    return hashlib.sha256("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions())).encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""From executed notebooks to pages: a staging folder that Jupyter Book renders."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from ..experiments.files import ROOT, write_json
+from .running import Job
+
+
+class SiteError(RuntimeError):
+    """Jupyter Book did not render the pages."""
+
+
+def stage_book(jobs: list[Job], stage: Path) -> None:
+    """Put the book's sources and the executed notebooks into `stage`; `jobs` must hold every section."""
+    executed = {job.section.path: job.executed for job in jobs}
+    wanted = {Path("_config.yml"): ROOT / "_config.yml", Path("_toc.yml"): ROOT / "_toc.yml"}
+    for path in sorted((ROOT / "book").rglob("*")):
+        if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
+                not {".ipynb_checkpoints", "_static"} & set(path.parts):
+            wanted[path.relative_to(ROOT)] = executed.get(path, path)
+    wanted |= _static()
+    for job in jobs:
+        for path in sorted((job.folder / "figures").glob("*")):
+            wanted[Path("figures") / path.name] = path
+    _check_unique(jobs)
+    _lay_out(wanted, stage)
+
+
+def stage_page(job: Job, stage: Path) -> None:
+    """Put one executed notebook into `stage` as a book of one page."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    # The page's references to the rest of the book lead nowhere here, and that is no error.
+    config["sphinx"]["config"]["suppress_warnings"] = ["myst.xref_missing", "ref.ref", "ref.numref", "ref.doc", "toc"]
+    toc = {"format": "jb-book", "root": job.section.path.stem}
+    made = stage.parent / "sources"
+    for name, content in (("_config.yml", config), ("_toc.yml", toc)):
+        made.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
+              Path(job.section.path.name): job.executed,
+              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static()
+    _lay_out(wanted, stage)
+
+
+def render(stage: Path, output: Path, say=print) -> Path:
+    """Render `stage` into `output`/_build/html, if anything there has changed, and return the first page's path.
+
+    Any warning stops it. Raises `SiteError` with Jupyter Book's own words.
+    """
+    html = output / "_build" / "html"
+    record = output / "_build" / "rendered.json"
+    digest = _digest(stage)
+    try:
+        if json.loads(record.read_text(encoding="utf-8"))["stage"] == digest and (html / "index.html").is_file():
+            say("pages: up to date")
+            return html / "index.html"
+    except (OSError, ValueError, KeyError):
+        pass
+    say("pages: rendering")
+    record.unlink(missing_ok=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(stage),
+               "--path-output", str(output), "-W", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not (html / "index.html").is_file():
+        words = [line for line in (done.stdout + done.stderr).splitlines()
+                 if re.search(r"WARNING|ERROR|Error|error:", line)] or done.stderr.splitlines()[-20:]
+        raise SiteError("Jupyter Book did not render the pages:\n  " + "\n  ".join(words))
+    write_json(record, {"stage": digest})
+    return html / "index.html"
+
+
+def _static() -> dict[Path, Path]:
+    """Jupyter Book takes style sheets from the folder _static at the top."""
+    return {Path("_static") / path.name: path for path in sorted((ROOT / "book" / "_static").glob("*"))}
+
+
+def _check_unique(jobs: list[Job]) -> None:
+    """The same label twice would build, and references to it would silently go to the last one."""
+    owners: dict[str, str] = {}
+    for job in jobs:
+        for path in sorted((job.folder / "figures").glob("*.csv")):
+            if path.stem in owners:
+                raise SiteError(f"the figure or table {path.stem!r} is made twice: "
+                                f"in {owners[path.stem]} and in {job.section.name}")
+            owners[path.stem] = job.section.name
+
+
+def _lay_out(wanted: dict[Path, Path], stage: Path) -> None:
+    """Make `stage` hold just these files; what is the same keeps its time, so that Sphinx reads only what changed."""
+    stage.mkdir(parents=True, exist_ok=True)
+    for path in sorted(stage.rglob("*")):
+        if path.is_file() and path.relative_to(stage) not in wanted:
+            path.unlink()
+    for name, source in wanted.items():
+        target = stage / name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def _digest(stage: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(stage)}\0".encode() + path.read_bytes())
+    digest.update((Path(__file__).with_name("sphinx_extension.py")).read_bytes())
+    return digest.hexdigest()
