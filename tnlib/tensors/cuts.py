@@ -28,11 +28,11 @@ class Cut:
         """
         if isinstance(name, Cut):
             return name
-        modes = {mode.strip() for mode in name.split(",")} if isinstance(name, str) else set()
+        modes = sorted(mode.strip() for mode in name.split(",")) if isinstance(name, str) else []
         for cut in CUTS:
-            if modes == set(cut.rows):
+            if modes == sorted(cut.rows):
                 return cut
-        same = [cut.name for cut in CUTS if modes == set(cut.columns)]
+        same = [cut.name for cut in CUTS if modes == sorted(cut.columns)]
         hint = f" ({name!r} is the same bipartition as {same[0]!r})" if same else ""
         raise ValueError(f"unknown cut {name!r}: it takes one of {', '.join(repr(cut.name) for cut in CUTS)}{hint}")
 
