@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .checks import check_kernel, check_rank, pair
+from .checks import check_image, check_kernel, check_rank, pair
 
 MODES = ("OUT", "IN", "KH", "KW")
 
@@ -161,7 +161,9 @@ class CutFactors:
         """Convolve (N, IN, H, W) → (N, OUT, H', W') factor by factor; the dense kernel is never formed.
 
         Equal to `torch.nn.functional.conv2d` with `.to_kernel()`. `stride`, `padding`, `dilation`: a number or a pair.
+        Raises `TypeError` or `ValueError` for anything but an image of the kernel's channels and dtype.
         """
+        check_image(image, self.shape[1], self.factors[0].dtype)
         inner, outer = self._kernels()
         stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding"), pair(dilation, "dilation", 1)
         groups = self.shape[1] if inner.shape[1] == 1 and self.shape[1] > 1 else 1
