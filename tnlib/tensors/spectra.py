@@ -42,7 +42,7 @@ def rank_for_norm(spectrum: torch.Tensor, norm_kept: float) -> int:
     """The smallest rank whose truncation keeps at least `norm_kept` of the Frobenius norm (ν, not ν²)."""
     if not 0 < norm_kept <= 1:
         raise ValueError(f"norm_kept must be above 0 and at most 1, got {norm_kept}")
-    kept = weights(spectrum).double().cumsum(0).sqrt()
+    kept = weights(spectrum.double()).cumsum(0).sqrt()
     return min(int((kept < norm_kept * (1 - 1e-12)).sum()) + 1, len(spectrum))
 
 
