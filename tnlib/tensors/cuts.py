@@ -191,8 +191,8 @@ class CutFactors:
         outer, inner = (left, right.T) if "OUT" in self.cut.rows else (right.T, left)          # [modes, r] each
         size = lambda modes, mode: self.shape[MODES.index(mode)] if mode in modes else 1
         inner = inner.T.reshape(rank, *(size(self._inner_modes, mode) for mode in MODES[1:]))  # [r, IN or 1, KH, KW]
-        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)        # [OUT, IN or 1, KH, KW, r]
-        outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                     # [OUT, IN·r or r, KH, KW]
+        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)      # [OUT, IN or 1, KH, KW, r]
+        outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                   # [OUT, IN·r or r, KH, KW]
         if "IN" in self._outer_modes:  # every input channel is filtered by the same r small kernels
             inner = inner.repeat(self.shape[1], 1, 1, 1)                                       # [IN·r, 1, KH, KW]
         return inner, outer
