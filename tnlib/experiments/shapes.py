@@ -18,20 +18,22 @@ def draw_shapes(train: int = 8000, test: int = 2000, seed: int = 0) -> dict:
     labels = {split: random.permutation(np.arange(n) % len(CLASSES)) for split, n in (("train", train), ("test", test))}
     arrays = {"classes": list(CLASSES)}
     for split, classes in labels.items():
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = _draw(classes, random), classes.astype(np.int64)
+        parts = [_draw(part, random) for part in np.array_split(classes, len(classes) // 100 + 1)]  # 100: in cache
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = np.concatenate(parts), classes.astype(np.int64)
     return arrays
 
 
 def _draw(labels, random) -> np.ndarray:
+    # In float64, whose last bits (processors differ in a cosine's) are too small to move a pixel: one fingerprint.
     n = len(labels)
-    uniform = lambda low, high, *shape: random.uniform(low, high, (n, *shape)).astype(np.float32)
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    uniform = lambda low, high, *shape: random.uniform(low, high, (n, *shape))
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     angle = uniform(-np.pi, np.pi, 1, 1)
     size = uniform(6.5, 11.0, 1, 1)
     y0, x0 = (rows - uniform(11, 21, 1, 1)) / size, (columns - uniform(11, 21, 1, 1)) / size
     x, y = np.cos(angle) * x0 + np.sin(angle) * y0, np.cos(angle) * y0 - np.sin(angle) * x0  # [N, H, W], shape's frame
 
-    distance = np.empty((n, SIDE, SIDE), dtype=np.float32)  # below 0: inside; in units of the shape's size
+    distance = np.empty((n, SIDE, SIDE))  # below 0: inside; in units of the shape's size
     for label, form in enumerate(_FORMS):
         distance[labels == label] = form(x[labels == label], y[labels == label])
     inside = np.clip(0.5 - distance * size, 0, 1)[..., None]  # one pixel of antialiasing
@@ -46,7 +48,7 @@ def _draw(labels, random) -> np.ndarray:
     image = background + gradient
     image = image + stroke * (bar - image)
     image = image + inside * (colour - image)
-    image = image + random.standard_normal(image.shape).astype(np.float32) * 0.08
+    image = image + random.standard_normal(image.shape) * 0.08
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
