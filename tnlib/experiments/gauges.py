@@ -14,29 +14,40 @@ from torch import nn
 def chain(model: nn.Module) -> list[nn.Module]:
     """The convolutions and linear layers of a plain chain in forward order.
 
-    Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: batch norm, groups,
-    or layers whose channels do not follow each other.
+    Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: norm layers, other
+    layers with weights, activations other than ReLU, groups, or layers whose channels do not follow each other.
+    (What `forward` does without a module, a functional GELU for one, cannot be seen.)
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    plain = len(layers) > 1 and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    plain = len(layers) > 1 and all(map(_lets_a_factor_through, set(model.modules()) - set(layers)))
     for layer, following in zip(layers, layers[1:]):
-        plain &= following.weight.shape[1] % layer.weight.shape[0] == 0 and getattr(layer, "groups", 1) == 1
+        columns, rest = divmod(following.weight.shape[1], layer.weight.shape[0])  # several columns after flattening
+        plain &= rest == 0 and (columns == 1 or isinstance(following, nn.Linear)) and getattr(layer, "groups", 1) == 1
     if not plain:
         raise ValueError(f"{type(model).__name__} is not a plain chain of convolutions and linear layers: "
                          "the gauges of this module do not apply to it")
     return layers
 
 
+def _lets_a_factor_through(module: nn.Module) -> bool:
+    kind = type(module).__module__.rpartition(".")[2]  # torch.nn keeps activations and norms in modules of their own
+    return (not list(module.parameters(recurse=False)) and kind not in ("batchnorm", "instancenorm", "normalization")
+            and (kind != "activation" or isinstance(module, (nn.ReLU, nn.LeakyReLU))))
+
+
 def rescaled(model: nn.Module, factors: list[torch.Tensor]) -> nn.Module:
     """A copy of `model` with hidden channel c of layer k times factors[k][c] > 0; the function is unchanged.
 
-    `factors`: one tensor (OUT,) a layer of `chain(model)` but the last, whose outputs are the logits.
+    `factors`: one tensor (OUT,) a layer of `chain(model)` but the last, whose outputs are the logits. Raises
+    `ValueError` for factors of other lengths or that are not positive.
     """
     copied = copy.deepcopy(model)
     layers = chain(copied)
     if [len(factor) for factor in factors] != [layer.weight.shape[0] for layer in layers[:-1]]:
         raise ValueError(f"factors must hold one tensor for each hidden layer, of lengths "
                          f"{[layer.weight.shape[0] for layer in layers[:-1]]}, got {[len(f) for f in factors]}")
+    if not all((factor > 0).all() and torch.isfinite(factor).all() for factor in factors):
+        raise ValueError("factors must be positive and finite: ReLU lets no other factor through")
     with torch.no_grad():
         for layer, following, factor in zip(layers, layers[1:], factors):
             factor = factor.to(layer.weight)

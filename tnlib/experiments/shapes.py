@@ -1,7 +1,9 @@
 """`"shapes"`: ten classes of coloured shapes, drawn from a seed, for trying things where no data set is at hand.
 
-A class is a form alone. Its place, size, angle, colours, a background gradient, a distracting bar and noise are
-drawn at random, so that no single pixel tells much: a linear classifier stays under 60 %, a small CNN passes 90 %.
+A class is a form alone, brighter than its background. Its place, size, angle, colours, a background gradient, a
+distracting bar and noise are drawn at random, so that no single pixel tells much. Measured, trained on the 7,200
+images that are not held out, on the 2,000 test images: a linear classifier (logistic regression on the pixels, the
+best of three regularisations) 30 %; `vanilla`, six epochs, 99 % (seeds 0 and 1), in under a minute on two cores.
 """
 
 import numpy as np
@@ -16,20 +18,22 @@ def draw_shapes(train: int = 8000, test: int = 2000, seed: int = 0) -> dict:
     labels = {split: random.permutation(np.arange(n) % len(CLASSES)) for split, n in (("train", train), ("test", test))}
     arrays = {"classes": list(CLASSES)}
     for split, classes in labels.items():
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = _draw(classes, random), classes.astype(np.int64)
+        parts = [_draw(part, random) for part in np.array_split(classes, len(classes) // 100 + 1)]  # 100: in cache
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = np.concatenate(parts), classes.astype(np.int64)
     return arrays
 
 
 def _draw(labels, random) -> np.ndarray:
+    # In float64, whose last bits (processors differ in a cosine's) are too small to move a pixel: one fingerprint.
     n = len(labels)
-    uniform = lambda low, high, *shape: random.uniform(low, high, (n, *shape)).astype(np.float32)
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    uniform = lambda low, high, *shape: random.uniform(low, high, (n, *shape))
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     angle = uniform(-np.pi, np.pi, 1, 1)
     size = uniform(6.5, 11.0, 1, 1)
     y0, x0 = (rows - uniform(11, 21, 1, 1)) / size, (columns - uniform(11, 21, 1, 1)) / size
     x, y = np.cos(angle) * x0 + np.sin(angle) * y0, np.cos(angle) * y0 - np.sin(angle) * x0  # [N, H, W], shape's frame
 
-    distance = np.empty((n, SIDE, SIDE), dtype=np.float32)  # below 0: inside; in units of the shape's size
+    distance = np.empty((n, SIDE, SIDE))  # below 0: inside; in units of the shape's size
     for label, form in enumerate(_FORMS):
         distance[labels == label] = form(x[labels == label], y[labels == label])
     inside = np.clip(0.5 - distance * size, 0, 1)[..., None]  # one pixel of antialiasing
@@ -40,14 +44,11 @@ def _draw(labels, random) -> np.ndarray:
 
     gradient = uniform(-0.25, 0.25, 1, 1, 3) * (columns[..., None] - 16) / 16 + \
         uniform(-0.25, 0.25, 1, 1, 3) * (rows[..., None] - 16) / 16
-    background, colour, bar = (uniform(0.1, 0.9, 1, 1, 3) for _ in range(3))
-    # A shape as bright as its background would be invisible: push the two apart.
-    apart = colour - background
-    colour = background + apart * np.maximum(1, 0.45 / np.linalg.norm(apart, axis=-1, keepdims=True))
+    background, bar, colour = uniform(0.0, 0.5, 1, 1, 3), uniform(0.3, 0.9, 1, 1, 3), uniform(0.6, 1.0, 1, 1, 3)
     image = background + gradient
     image = image + stroke * (bar - image)
     image = image + inside * (colour - image)
-    image = image + random.standard_normal(image.shape).astype(np.float32) * 0.06
+    image = image + random.standard_normal(image.shape) * 0.08
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 

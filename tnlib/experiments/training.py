@@ -31,8 +31,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     of another recipe.
     """
     entry = network(model)
-    recipe = recipe or entry.recipe
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    recipe = recipe or entry.recipes.get(dataset.name, entry.recipe)
     if len(dataset.train_labels) < recipe.batch_size:
         raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
                          f"{recipe.batch_size} is needed")

@@ -18,6 +18,16 @@ def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
     return kernel
 
 
+def check_image(image, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return `image` if it is a tensor (N, C, H, W) of the channels and the dtype of the kernel that it meets."""
+    if not isinstance(image, torch.Tensor) or image.dtype != dtype:
+        raise TypeError(f"image must be a torch tensor of the kernel's dtype {dtype}, "
+                        f"got {getattr(image, 'dtype', type(image).__name__)}")
+    if image.ndim != 4 or image.shape[1] != channels:
+        raise ValueError(f"image must have the shape (N, {channels}, H, W), got {tuple(image.shape)}")
+    return image
+
+
 def check_rank(rank, max_rank: int, name: str = "rank") -> int:
     """Return `rank` if it is a whole number from 1 to `max_rank`."""
     if isinstance(rank, bool) or not isinstance(rank, numbers.Integral):

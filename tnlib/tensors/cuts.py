@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .checks import check_kernel, check_rank, pair
+from .checks import check_image, check_kernel, check_rank, pair
 
 MODES = ("OUT", "IN", "KH", "KW")
 
@@ -28,11 +28,11 @@ class Cut:
         """
         if isinstance(name, Cut):
             return name
-        modes = {mode.strip() for mode in name.split(",")} if isinstance(name, str) else set()
+        modes = sorted(mode.strip() for mode in name.split(",")) if isinstance(name, str) else []
         for cut in CUTS:
-            if modes == set(cut.rows):
+            if modes == sorted(cut.rows):
                 return cut
-        same = [cut.name for cut in CUTS if modes == set(cut.columns)]
+        same = [cut.name for cut in CUTS if modes == sorted(cut.columns)]
         hint = f" ({name!r} is the same bipartition as {same[0]!r})" if same else ""
         raise ValueError(f"unknown cut {name!r}: it takes one of {', '.join(repr(cut.name) for cut in CUTS)}{hint}")
 
@@ -161,7 +161,9 @@ class CutFactors:
         """Convolve (N, IN, H, W) → (N, OUT, H', W') factor by factor; the dense kernel is never formed.
 
         Equal to `torch.nn.functional.conv2d` with `.to_kernel()`. `stride`, `padding`, `dilation`: a number or a pair.
+        Raises `TypeError` or `ValueError` for anything but an image of the kernel's channels and dtype.
         """
+        check_image(image, self.shape[1], self.factors[0].dtype)
         inner, outer = self._kernels()
         stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding"), pair(dilation, "dilation", 1)
         groups = self.shape[1] if inner.shape[1] == 1 and self.shape[1] > 1 else 1
@@ -189,8 +191,8 @@ class CutFactors:
         outer, inner = (left, right.T) if "OUT" in self.cut.rows else (right.T, left)          # [modes, r] each
         size = lambda modes, mode: self.shape[MODES.index(mode)] if mode in modes else 1
         inner = inner.T.reshape(rank, *(size(self._inner_modes, mode) for mode in MODES[1:]))  # [r, IN or 1, KH, KW]
-        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)        # [OUT, IN or 1, KH, KW, r]
-        outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                     # [OUT, IN·r or r, KH, KW]
+        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)      # [OUT, IN or 1, KH, KW, r]
+        outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                   # [OUT, IN·r or r, KH, KW]
         if "IN" in self._outer_modes:  # every input channel is filtered by the same r small kernels
             inner = inner.repeat(self.shape[1], 1, 1, 1)                                       # [IN·r, 1, KH, KW]
         return inner, outer

@@ -42,7 +42,7 @@ def rank_for_norm(spectrum: torch.Tensor, norm_kept: float) -> int:
     """The smallest rank whose truncation keeps at least `norm_kept` of the Frobenius norm (ν, not ν²)."""
     if not 0 < norm_kept <= 1:
         raise ValueError(f"norm_kept must be above 0 and at most 1, got {norm_kept}")
-    kept = weights(spectrum).double().cumsum(0).sqrt()
+    kept = weights(spectrum.double()).cumsum(0).sqrt()
     return min(int((kept < norm_kept * (1 - 1e-12)).sum()) + 1, len(spectrum))
 
 
@@ -57,10 +57,15 @@ def entanglement_entropy(kernel: torch.Tensor, cut) -> torch.Tensor:
 
 # ---- compressible by chance --------------------------------------------------------------------------------------
 
+def _generator(seed: int) -> torch.Generator:
+    # Offset, so that a kernel drawn with the same seed is not its own reference.
+    return torch.Generator().manual_seed(314159265 + seed)
+
+
 def gaussian_like(kernel: torch.Tensor, seed: int) -> torch.Tensor:
     """A kernel of independent Gaussian entries with the shape, norm, dtype and device of `kernel`."""
     check_kernel(kernel)
-    sample = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sample = torch.randn(kernel.shape, generator=_generator(seed), dtype=torch.float64)
     sample *= torch.linalg.vector_norm(kernel.double()).cpu() / torch.linalg.vector_norm(sample)
     return sample.to(kernel)
 
@@ -69,7 +74,7 @@ def shuffled_rows(kernel: torch.Tensor, seed: int) -> torch.Tensor:
     """The kernel's own entries shuffled within each OUT row: every filter keeps its entries and so its norm."""
     check_kernel(kernel)
     flat = kernel.flatten(1)
-    keys = torch.rand(flat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    keys = torch.rand(flat.shape, generator=_generator(seed), dtype=torch.float64)
     return flat.gather(1, keys.argsort(1).to(kernel.device)).view(kernel.shape)
 
 

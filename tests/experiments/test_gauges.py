@@ -1,0 +1,170 @@
+"""Gauges of a ReLU network: the function stays, the kernels do not, and the balanced one is where it should be."""
+
+import pytest
+import torch
+from torch import nn
+
+from tnlib.experiments.gauges import balanced, chain, random_gauge, rescaled
+from tnlib.experiments.networks import Vanilla
+from tnlib.tensors.spectra import entanglement_entropy
+
+GAUGES = {"balanced": balanced, "random": lambda model: random_gauge(model, seed=0),
+          "balanced-random": lambda model: balanced(random_gauge(model, seed=1, spread=2.0))}
+every_gauge = pytest.mark.parametrize("gauge", GAUGES.values(), ids=GAUGES)
+
+
+def vanilla(seed=0, dtype=torch.float64):
+    """A small `Vanilla` with biases, as a trained one has: with zero biases half of a gauge would go untested."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Vanilla(5, channels=(4, 6, 8, 10), hidden=12, image_size=32).to(dtype).eval()
+        for layer in chain(model):
+            nn.init.normal_(layer.bias, std=0.3)
+    return model
+
+
+def images(dtype=torch.float64):
+    return torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def sides(model):
+    """(incoming, outgoing) norms of every hidden channel, layer after layer."""
+    layers = chain(model)
+    for layer, following in zip(layers, layers[1:]):
+        channels = len(layer.weight)
+        yield (layer.weight.detach().flatten(1).norm(dim=1),
+               following.weight.detach().view(len(following.weight), channels, -1).norm(dim=(0, 2)))
+
+
+def sum_of_squares(model):
+    return sum(layer.weight.square().sum().item() for layer in chain(model))
+
+
+@every_gauge
+def test_the_function_is_unchanged(gauge):
+    model = vanilla()
+    turned = gauge(model)
+    assert all(not torch.allclose(a.weight, b.weight) for a, b in zip(chain(model), chain(turned)))
+    expected = model(images())
+    torch.testing.assert_close(turned(images()), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+def test_the_function_is_unchanged_in_float32():
+    model = vanilla(dtype=torch.float32)
+    turned = balanced(model)
+    assert turned.conv1.weight.dtype == torch.float32
+    expected = model(images(torch.float32))
+    torch.testing.assert_close(turned(images(torch.float32)), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@every_gauge
+def test_the_model_given_stays_as_it_is(gauge):
+    model = vanilla()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gauge(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_balanced_norms_are_equal_on_both_sides_of_every_hidden_channel():
+    model = random_gauge(vanilla(), seed=0)
+    assert any((incoming / outgoing - 1).abs().max() > 0.5 for incoming, outgoing in sides(model))
+    for incoming, outgoing in sides(balanced(model)):
+        torch.testing.assert_close(incoming, outgoing, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01])
+def test_balanced_has_the_least_sum_of_squares(spread):
+    """Far from it and close to it: at a minimum any step goes up."""
+    best = balanced(vanilla())
+    for seed in range(10):
+        assert sum_of_squares(random_gauge(best, seed, spread)) > sum_of_squares(best)
+
+
+def test_balanced_is_one_gauge_wherever_it_starts():
+    first, second = balanced(vanilla()), balanced(random_gauge(vanilla(), seed=3))
+    for a, b in zip(chain(first), chain(second)):
+        torch.testing.assert_close(a.weight, b.weight, rtol=1e-6, atol=1e-9)
+
+
+def test_spectra_are_not_invariants_of_the_function():
+    model = vanilla()
+    before, after = (entanglement_entropy(m.conv3.weight, "OUT,KW").item() for m in (model, random_gauge(model, 0)))
+    assert abs(before - after) > 0.1
+
+
+def test_random_gauge_is_drawn_by_its_seed_and_spread():
+    model = vanilla()
+    weight = lambda seed, spread=1.0: random_gauge(model, seed, spread).conv2.weight
+    assert torch.equal(weight(0), weight(0)) and not torch.allclose(weight(0), weight(1))
+    assert torch.equal(weight(0, 0.0), model.conv2.weight)
+    factors = (random_gauge(model, 0).linear1.bias / model.linear1.bias).log()
+    assert factors.std().item() == pytest.approx(1, abs=0.6)
+
+
+@pytest.mark.parametrize("side", ["incoming", "outgoing"])
+def test_a_dead_channel_is_left_alone(side):
+    model = vanilla()
+    with torch.no_grad():
+        if side == "incoming":
+            model.conv2.weight[3] = 0
+        else:
+            model.conv3.weight[:, 3] = 0
+    turned = balanced(model)
+    assert all(torch.isfinite(tensor).all() for tensor in turned.state_dict().values())
+    torch.testing.assert_close(turned(images()), model(images()))
+    assert turned.conv2.bias[3] == model.conv2.bias[3]  # its factor is 1
+
+
+def sequential(*middle, following=None):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *middle, following or nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(4 * 4, 2))
+
+
+NOT_CHAINS = {
+    "batch-norm": sequential(nn.BatchNorm2d(4), nn.ReLU()),
+    "group-norm": sequential(nn.GroupNorm(2, 4), nn.ReLU()),
+    "gelu": sequential(nn.GELU()),
+    "prelu": sequential(nn.PReLU()),
+    "transposed": sequential(nn.ConvTranspose2d(4, 4, 1), nn.ReLU()),
+    "plain-norm": sequential(nn.InstanceNorm2d(4), nn.ReLU()),
+    "tanh": sequential(nn.Tanh()),
+    "groups": sequential(nn.ReLU(), following=nn.Conv2d(4, 4, 3, groups=2)),
+    "branches": sequential(nn.ReLU(), following=nn.Conv2d(3, 4, 3)),
+    "concatenation": sequential(nn.ReLU(), following=nn.Conv2d(8, 4, 3)),
+    "one-layer": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "no-layer": nn.Sequential(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("model", NOT_CHAINS.values(), ids=NOT_CHAINS)
+@pytest.mark.parametrize("gauge", [balanced, lambda model: random_gauge(model, 0)], ids=["balanced", "random"])
+def test_networks_without_gauges_are_refused(model, gauge):
+    with pytest.raises(ValueError, match="not a plain chain of convolutions and linear layers"):
+        gauge(model)
+
+
+@pytest.mark.parametrize("middle", [(nn.ReLU(),), (nn.LeakyReLU(0.1), nn.Dropout(0.5)), (nn.MaxPool2d(1), nn.ReLU())],
+                         ids=["relu", "leaky-relu", "max-pool"])
+def test_any_chain_of_positively_homogeneous_layers_has_gauges(middle):
+    torch.manual_seed(0)
+    model, image = sequential(*middle).double().eval(), images()[:, :, :6, :6]
+    torch.testing.assert_close(balanced(random_gauge(model, 0))(image), model(image))
+
+
+def ones(*lengths):
+    return [torch.ones(length) for length in lengths]
+
+
+BAD = {
+    "too-few": (ones(4, 6, 8), r"of lengths \[4, 6, 8, 10, 12\], got \[4, 6, 8\]"),
+    "too-short": (ones(4, 6, 8, 10, 11), r"got \[4, 6, 8, 10, 11\]"),
+    "negative": ([-ones(4)[0], *ones(6, 8, 10, 12)], "factors must be positive"),
+    "zero": ([0 * ones(4)[0], *ones(6, 8, 10, 12)], "factors must be positive"),
+    "nan": ([ones(4)[0] * float("nan"), *ones(6, 8, 10, 12)], "factors must be positive"),
+}
+
+
+@pytest.mark.parametrize("factors, message", BAD.values(), ids=BAD)
+def test_bad_factors_are_named(factors, message):
+    with pytest.raises(ValueError, match=message):
+        rescaled(vanilla(), factors)
