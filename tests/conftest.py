@@ -1,6 +1,7 @@
-"""What holds for all tests: reproducible properties, few threads, and no CIFAR tests where there is no CIFAR."""
+"""What holds for all tests: reproducible properties, few threads, and what a test needs that not every machine has."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,33 @@ settings.register_profile("tnlib", deadline=None, derandomize=True, max_examples
 settings.load_profile("tnlib")
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other, and tests run several at once
 
+CI = bool(os.environ.get("CI"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 
 def cifar_is_there() -> bool:
     folder = os.environ.get("TNLIB_DATA")
     return bool(folder) and all((Path(folder) / f"{name}.npz").is_file() for name in ("cifar10", "cifar100"))
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "cifar: needs the real CIFAR data in the folder that TNLIB_DATA names")
-
-
 def pytest_collection_modifyitems(config, items):
-    """Deselect, and so count, the tests of real data where TNLIB_DATA has none: they are not failures to look into."""
-    if cifar_is_there():
-        return
-    without = [item for item in items if item.get_closest_marker("cifar")]
+    """Deselect, and so count, what needs CIFAR or Chromium where there is none; in CI they must be there."""
+    missing = {marker for marker, there in (("cifar", cifar_is_there()), ("browser", CHROMIUM)) if not there}
+    without = [item for item in items if any(item.get_closest_marker(marker) for marker in missing)]
+    if without and CI:
+        raise pytest.UsageError(f"CI must run the tests marked {', '.join(sorted(missing))}: set TNLIB_DATA, "
+                                "install Chromium")
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """In CI a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if CI and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

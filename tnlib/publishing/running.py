@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from jupyter_client import AsyncKernelManager
+from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets import default
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
@@ -63,20 +63,7 @@ class LocalKernelManager(AsyncKernelManager):
 
 def sections() -> dict[str, Section]:
     """Name → section, of the notebooks in `_toc.yml`, in its order."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            files.extend(node[key] for key in ("root", "file") if key in node)
-            for child in node.values():
-                walk(child)
-        elif isinstance(node, list):
-            for child in node:
-                walk(child)
-
-    walk(toc)
-    paths = [ROOT / f"{name}.ipynb" for name in files]
+    paths = [ROOT / f"{name}.ipynb" for name in parse_toc_yaml(ROOT / "_toc.yml")]
     found = [path for path in paths if path.is_file()]
     return {path.stem.lstrip("0123456789_"): Section(path.stem.lstrip("0123456789_"), path) for path in found}
 
@@ -143,12 +130,12 @@ def _execute(job: Job, position: int, threads: int) -> tuple[str | None, float]:
                                    progress_bar=bar, cwd=job.section.path.parent, kernel_manager_class=LocalKernelManager)
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
-        problem = (f"{job.section.path.relative_to(ROOT)} stopped at cell {error.cell_index + 1} "
+        problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "
                    f"({source[0]}{' …' if len(source) > 1 else ''}):\n  {error.ename}: {error.evalue}\n"
                    f"The notebook as far as it ran: {job.executed}")
         return problem, time.perf_counter() - begun
     except DeadKernelError:
-        return (f"{job.section.path.relative_to(ROOT)}: its kernel died (out of memory?). "
+        return (f"{os.path.relpath(job.section.path, ROOT)}: its kernel died (out of memory?). "
                 f"The notebook as far as it ran: {job.executed}", time.perf_counter() - begun)
     _label_figures(job.executed)
     write_json(job.folder / "stamp.json", stamp)
@@ -192,7 +179,7 @@ def _reasons(job: Job) -> list[str]:
 def _digest(paths) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+        digest.update(f"{os.path.relpath(path, ROOT)}\0{path.stat().st_size}\0".encode())
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

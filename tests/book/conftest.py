@@ -1,0 +1,37 @@
+"""The book itself: its notebooks executed with the `shapes` profile, and the site rendered from them, once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tnlib.publishing.running import Job, run, section_values, sections
+from tnlib.publishing.site import render, stage_book
+
+
+def pytest_collection_modifyitems(items):
+    """One worker takes all of these: they share one book."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("book"))
+
+
+@pytest.fixture(scope="session")
+def shapes_jobs(tmp_path_factory):
+    """Every section of the book, executed with the `shapes` profile: name → job."""
+    folder = tmp_path_factory.mktemp("shapes")
+    jobs = {name: Job(section, section_values(section, "shapes", {}), folder / name)
+            for name, section in sections().items()}
+    run(list(jobs.values()))
+    return jobs
+
+
+@pytest.fixture(scope="session")
+def site(request, tmp_path_factory):
+    """The folder of the rendered pages: the one that TNLIB_SITE names, else the book of the `shapes` profile."""
+    if os.environ.get("TNLIB_SITE"):
+        return Path(os.environ["TNLIB_SITE"])
+    jobs = request.getfixturevalue("shapes_jobs")
+    folder = tmp_path_factory.mktemp("site")
+    stage_book(list(jobs.values()), folder / "stage")
+    return render(folder / "stage", folder).parent

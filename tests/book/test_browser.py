@@ -1,0 +1,63 @@
+"""The pages opened from their files in headless Chromium, the network cut off."""
+
+import os
+
+import pytest
+from playwright.sync_api import sync_playwright
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+from tnlib.experiments.files import ROOT
+
+from ..conftest import CHROMIUM
+
+pytestmark = pytest.mark.browser
+PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    os.environ.setdefault("PLAYWRIGHT_SKIP_VALIDATE_HOST_REQUIREMENTS", "1")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["wide", "phone"])
+def tab(browser, request):
+    """A tab without a network that collects what goes wrong in it."""
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    tab = context.new_page()
+    tab.problems = []
+    tab.on("console", lambda message: tab.problems.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.on("requestfailed", lambda asked: tab.problems.append(f"failed: {asked.url}"))
+    yield tab
+    context.close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_loads_whole_without_a_network(site, tab, page):
+    tab.goto((site / f"{page}.html").as_uri(), wait_until="load")
+    source = (site / f"{page}.html").read_text(encoding="utf-8")
+    if 'class="math' in source:
+        tab.wait_for_function("document.querySelectorAll('mjx-container').length == "
+                              "document.querySelectorAll('.math').length", timeout=30_000)
+        assert tab.evaluate("document.querySelector('mjx-container').getBoundingClientRect().height") > 5
+        assert not tab.evaluate("document.querySelectorAll('mjx-merror').length")
+    for image in tab.query_selector_all("main img"):
+        assert image.evaluate("image => image.complete && image.naturalWidth > 0"), image.get_attribute("src")
+    width, window = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width <= window, "the page is wider than the window"
+    assert not tab.problems
+
+
+def test_the_parameters_open_by_a_click(site, tab):
+    tab.goto((site / "book/02_spectra.html").as_uri())
+    box = tab.locator(".admonition", has_text="Parameters of this page").first
+    rows = box.locator("table")
+    assert not rows.is_visible()
+    box.locator(".admonition-title").click()
+    rows.wait_for(state="visible")
+    assert not tab.problems

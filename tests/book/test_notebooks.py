@@ -1,0 +1,96 @@
+"""The notebooks: clean sources, and what they compute with the `shapes` profile."""
+
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+import tnlib
+from tnlib.publishing.building import glued_values
+from tnlib.publishing.running import sections
+
+every_section = pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
+every_name = pytest.mark.parametrize("name", sections())
+
+
+@every_section
+def test_sources_hold_no_outputs(section):
+    notebook = nbformat.read(section.path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, f"{section.path.name}: clear its outputs"
+    assert {"kernelspec", "language_info"} >= set(notebook.metadata), "no widget state, no editor's leftovers"
+
+
+@every_section
+def test_sources_import_only_the_public_interface(section):
+    for cell in nbformat.read(section.path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert "from tnlib." not in cell.source.replace("from tnlib.notebook import", "")
+            assert "import tnlib." not in cell.source
+
+
+@every_name
+def test_no_cell_shows_a_warning_or_an_error(shapes_jobs, name):
+    for cell in nbformat.read(shapes_jobs[name].executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.get("text")
+
+
+@every_name
+def test_the_page_says_that_it_is_not_the_published_one(shapes_jobs, name):
+    text = shapes_jobs[name].executed.read_text()
+    assert "This is not the published page: it was made with" in text and "profile = 'shapes'" in text
+
+
+@every_name
+def test_each_figure_has_its_data_and_its_label(shapes_jobs, name):
+    folder = shapes_jobs[name].folder / "figures"
+    cells = nbformat.read(shapes_jobs[name].executed, as_version=4).cells
+    labels = {cell.metadata.mystnb.figure.name for cell in cells if "mystnb" in cell.metadata}
+    assert labels == {path.stem for path in folder.glob("*.svg")} and labels
+    for label in labels:
+        assert len(pd.read_csv(folder / f"{label}.csv"))
+
+
+def test_the_spectra_are_those_of_the_weights(shapes_jobs):
+    """The plotted and the tabulated numbers, again from the weights by numpy alone."""
+    folder = shapes_jobs["spectra"].folder / "figures"
+    kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))["conv3"].double().numpy()
+    matrix = kernel.transpose(0, 3, 1, 2).reshape(128 * 3, 64 * 3)              # OUT,KW | IN,KH
+    values = np.linalg.svd(matrix, compute_uv=False)
+    weights = values ** 2 / (values ** 2).sum()
+
+    curves = pd.read_csv(folder / "spectra-two-mode.csv").query("layer == 'conv3' and cut == 'OUT,KW' and kind == 'kernel'")
+    assert np.allclose(curves["mean"], values * np.sqrt(192 / (values ** 2).sum()), rtol=1e-6)
+
+    row = pd.read_csv(folder / "spectra-table.csv").query("layer == 'conv3' and cut == 'OUT,KW'").iloc[0]
+    assert row["R"] == 192
+    assert row["entropy"] == pytest.approx(-(weights * np.log2(weights)).sum(), rel=1e-6)
+    assert row["rank 90 %"] == 1 + (np.sqrt(weights.cumsum()) < 0.90).sum()
+    assert row["rank 99 %"] == 1 + (np.sqrt(weights.cumsum()) < 0.99).sum()
+    assert 0.5 * 192 < row["effective rank, Gauss"] < 192
+
+
+def test_the_gauges_of_the_figure_differ_and_training_leaves_a_deficit(shapes_jobs):
+    values = {name: float(text) for name, text in glued_values(shapes_jobs["spectra"].executed).items()
+              if name.startswith(("entropy-", "median-", "example-", "shuffled-"))}
+    assert values["entropy-random"] < values["entropy-trained"] - 1
+    assert abs(values["entropy-balanced"] - values["entropy-trained"]) < 1
+    assert values["example-kept"] > values["example-kept-chance"]
+    assert values["median-1"] > 0 and values["shuffled-part"] < 50
+
+
+@pytest.mark.parametrize("words, status, message", [
+    (("-p", "rnak", "3"), 1, "unknown parameter 'rnak'"),
+    (("-p", "rank", "0"), 1, "rank = 0"),
+    (("-p", "layer", "conv9", "-p", "dataset", "shapes", "-p", "compare", "shapes"), 1, "'vanilla' has conv1, conv2"),
+], ids=["misspelt", "rank-0", "no-such-layer"])
+def test_plain_papermill_from_any_folder(tmp_path, words, status, message):
+    command = [sys.executable, "-m", "papermill", str(sections()["spectra"].path), "out.ipynb", *words, "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status and message in done.stderr

@@ -1,0 +1,93 @@
+"""The rendered pages: all there, whole, and readable without a network."""
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+from tnlib.experiments.files import ROOT
+from tnlib.publishing.running import sections
+
+PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+class Page(HTMLParser):
+    """What a page refers to, its anchors, its images."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.resources, self.ids, self.images = [], [], set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if attributes.get("id"):
+            self.ids.add(attributes["id"])
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+        if tag in ("script", "img", "iframe") and attributes.get("src"):
+            self.resources.append(attributes["src"])
+        if tag == "link" and attributes.get("rel") != "canonical" and attributes.get("href"):
+            self.resources.append(attributes["href"])
+        if tag == "img":
+            self.images.append(attributes)
+
+
+def read(site, page):
+    return (site / f"{page}.html").read_text(encoding="utf-8")
+
+
+@every_page
+def test_page_is_there_with_its_title(site, page):
+    text = read(site, page)
+    assert re.search(r"<h1>\S", text) and "</html>" in text
+
+
+def test_the_first_page_leads_to_the_book(site):
+    assert PAGES[0] in (site / "index.html").read_text()
+
+
+@every_page
+def test_nothing_comes_from_elsewhere_and_every_file_is_there(site, page):
+    folder = (site / f"{page}.html").parent
+    for address in Page(read(site, page)).resources:
+        parts = urlsplit(address)
+        assert parts.scheme in ("", "data") and not parts.netloc, f"{page} fetches {address}"
+        assert parts.scheme == "data" or (folder / unquote(parts.path)).is_file(), f"{page} lacks {address}"
+
+
+@every_page
+def test_no_reference_is_broken(site, page):
+    text = read(site, page)
+    parsed = Page(text)
+    folder = (site / f"{page}.html").parent
+    for link in parsed.links:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (folder / unquote(parts.path)).resolve() if parts.path else site / f"{page}.html"
+        assert target.is_file(), f"{page}: {link} leads nowhere"
+        if parts.fragment and target.suffix == ".html":
+            anchors = parsed.ids if not parts.path else Page(target.read_text(encoding="utf-8")).ids
+            assert unquote(parts.fragment) in anchors, f"{page}: {link} has no such anchor"
+    for leftover in ("{numref}", "{glue:", "{cite}", "{ref}", 'class="problematic"', "???"):
+        assert leftover not in text, f"{page} shows {leftover}"
+    assert "Traceback (most recent call last)" not in text and "Warning:" not in text
+
+
+@pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
+def test_every_figure_and_table_of_the_notebook_is_on_its_page(site, section):
+    sources = "\n".join(cell.source for cell in nbformat.read(section.path, as_version=4).cells
+                        if cell.cell_type == "code")
+    made = set(re.findall(r'nb\.(?:figure|table)\(\w+, "([a-z0-9-]+)"', sources))
+    assert made
+    text = read(site, section.path.relative_to(ROOT).with_suffix(""))
+    parsed = Page(text)
+    assert made <= parsed.ids
+    assert len(re.findall(r'class="caption-number">(?:Fig\.|Table)', text)) == len(made)
+    alts = [image.get("alt", "") for image in parsed.images if "_images/" in image["src"]]
+    assert len(alts) == len(re.findall(r"nb\.figure\(", sources)) and all(len(alt.split()) >= 5 for alt in alts)

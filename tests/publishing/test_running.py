@@ -1,0 +1,87 @@
+"""Running notebooks: only what changed, several at once, and a failing cell that says where it failed."""
+
+import nbformat
+import pytest
+
+from tnlib.publishing import building, running
+from tnlib.publishing.running import Job, NotebookError, Section, run
+from tnlib.publishing.site import SiteError, stage_book
+
+PARAMETERS = "rank: Rank = 8  # a rank"
+
+
+def notebook(path, *sources):
+    cells = [nbformat.v4.new_code_cell(source, id=f"c{k}") for k, source in enumerate(sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    return Section(path.stem, path)
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """The stamps of the real project take a second; their own test looks at them."""
+    monkeypatch.setattr(running, "_published", lambda: "same")
+
+
+HEAD = f"from tnlib.notebook import Rank\n{PARAMETERS}"
+VALUE = "from tnlib import notebook as nb\nnb.parameters('tiny')\nnb.value('double', 2 * rank)"
+
+
+def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, light, monkeypatch):
+    section = notebook(tmp_path / "tiny.ipynb", HEAD, VALUE)
+    job, said = Job(section, {"rank": 5}, tmp_path / "out"), []
+    run([job], said.append)
+    assert building.glued_values(job.executed) == {"double": "10"}
+    assert said[0] == "tiny: runs: never run to its end" and said[1].startswith("tiny: done after")
+
+    run([job], said.append)
+    assert said[2:] == ["tiny: up to date"]
+
+    assert running._reasons(Job(section, {"rank": 6}, job.folder)) == ["its parameters changed"]
+    monkeypatch.setattr(running, "_published", lambda: "other")
+    assert running._reasons(job) == ["published/ changed"]
+    monkeypatch.setattr(running, "_published", lambda: "same")
+    notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
+    assert running._reasons(job) == ["its text changed"]
+
+
+def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tmp_path, light):
+    good = Job(notebook(tmp_path / "good.ipynb", HEAD, VALUE), {"rank": 2}, tmp_path / "good")
+    bad = Job(notebook(tmp_path / "bad.ipynb", HEAD, VALUE, "x = 1\nraise ValueError('no such rank')"), {"rank": 2},
+              tmp_path / "bad")
+    with pytest.raises(NotebookError) as error:
+        run([bad, good], lambda words: None)
+    for word in ("bad.ipynb stopped at cell 4 (x = 1 …)", "ValueError: no such rank", str(bad.executed)):
+        assert word in str(error.value)
+    assert "Traceback" not in str(error.value) and "good.ipynb" not in str(error.value)
+    assert building.glued_values(bad.executed) == {"double": "4"}, "what ran before the error is kept"
+    assert running._reasons(bad) == ["never run to its end"]
+    assert running._reasons(good) == [], "the other notebook ended well"
+
+
+def test_an_unknown_name_given_to_plain_papermill_stops_the_notebook(tmp_path, light):
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE), {"rnak": 2}, tmp_path / "out")
+    with pytest.raises(NotebookError, match="unknown parameter 'rnak'"):
+        run([job], lambda words: None)
+
+
+def test_the_same_label_in_two_notebooks_is_refused(tmp_path):
+    jobs = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        (folder / "figures").mkdir(parents=True)
+        (folder / "figures" / "a-line.csv").write_text("x\n1\n")
+        path = notebook(tmp_path / f"{name}.ipynb", HEAD).path
+        (folder / path.name).write_text(path.read_text())
+        jobs.append(Job(Section(name, path), {}, folder))
+    with pytest.raises(SiteError, match="'a-line' is made twice: in one and in two"):
+        stage_book(jobs, tmp_path / "stage")
+
+
+def test_two_figures_in_one_cell_are_refused(tmp_path):
+    output = nbformat.v4.new_output("display_data", {"text/plain": "x"}, metadata={"tnlib": {"id": "a"}})
+    cell = nbformat.v4.new_code_cell("", outputs=[output, output], id="c0")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    with pytest.raises(NotebookError, match="one cell makes 2 figures"):
+        running._label_figures(tmp_path / "n.ipynb")
