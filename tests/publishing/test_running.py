@@ -24,6 +24,10 @@ def light(monkeypatch):
     monkeypatch.setattr(running, "_published", lambda: "same")
 
 
+def reasons(job):
+    return running._reasons(job, running._stamp(job))
+
+
 HEAD = f"from tnlib.notebook import Rank\n{PARAMETERS}"
 VALUE = "from tnlib import notebook as nb\nnb.parameters('tiny')\nnb.value('double', 2 * rank)"
 
@@ -38,12 +42,12 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     run([job], said.append)
     assert said[2:] == ["tiny: up to date"]
 
-    assert running._reasons(Job(section, {"rank": 6}, job.folder)) == ["its parameters changed"]
+    assert reasons(Job(section, {"rank": 6}, job.folder)) == ["its parameters changed"]
     monkeypatch.setattr(running, "_published", lambda: "other")
-    assert running._reasons(job) == ["published/ changed"]
+    assert reasons(job) == ["published/ changed"]
     monkeypatch.setattr(running, "_published", lambda: "same")
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
-    assert running._reasons(job) == ["its text changed"]
+    assert reasons(job) == ["its text changed"]
 
 
 def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tmp_path, light):
@@ -56,8 +60,8 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tm
         assert word in str(error.value)
     assert "Traceback" not in str(error.value) and "good.ipynb" not in str(error.value)
     assert building.glued_values(bad.executed) == {"double": "4"}, "what ran before the error is kept"
-    assert running._reasons(bad) == ["never run to its end"]
-    assert running._reasons(good) == [], "the other notebook ended well"
+    assert reasons(bad) == ["never run to its end"]
+    assert reasons(good) == [], "the other notebook ended well"
 
 
 def test_an_unknown_name_given_to_plain_papermill_stops_the_notebook(tmp_path, light):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from sphinx_external_toc.parsing import parse_toc_yaml
-from traitlets import default
+from traitlets.config import Config
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
 from .figures import OUTPUT_VARIABLE
@@ -53,14 +53,6 @@ class Job:
         return self.folder / self.section.path.name
 
 
-class LocalKernelManager(AsyncKernelManager):
-    """Talks to the kernel through files of this user instead of ports of this machine, and so without a warning."""
-
-    @default("transport")
-    def _transport(self):
-        return "ipc"
-
-
 def sections() -> dict[str, Section]:
     """Name → section, of the notebooks in `_toc.yml`, in its order."""
     paths = [ROOT / f"{name}.ipynb" for name in parse_toc_yaml(ROOT / "_toc.yml")]
@@ -92,18 +84,19 @@ def run(jobs: list[Job], say=print) -> None:
     """
     todo = []
     for job in jobs:
-        reasons = _reasons(job)
+        stamp = _stamp(job)  # before it runs: an edit meanwhile makes it run again
+        reasons = _reasons(job, stamp)
         say(f"{job.section.name}: {'runs: ' + ', '.join(reasons) if reasons else 'up to date'}")
         if reasons:
-            todo.append(job)
+            todo.append((job, stamp))
     if not todo:
         return
     workers = min(len(todo), os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_execute, job, position, threads) for position, job in enumerate(todo)]
+        futures = [pool.submit(_execute, job, stamp, position, threads) for position, (job, stamp) in enumerate(todo)]
         problems = []
-        for job, future in zip(todo, futures):
+        for (job, _), future in zip(todo, futures):
             problem, seconds = future.result()
             say(f"{job.section.name}: {'failed' if problem else 'done'} after {seconds:.0f} s")
             problems += [problem] if problem else []
@@ -111,7 +104,7 @@ def run(jobs: list[Job], say=print) -> None:
         raise NotebookError("\n".join(problems))
 
 
-def _execute(job: Job, position: int, threads: int) -> tuple[str | None, float]:
+def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
     """Run one notebook in this process; return what went wrong, and the seconds it took."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -122,12 +115,14 @@ def _execute(job: Job, position: int, threads: int) -> tuple[str | None, float]:
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
-    stamp = _stamp(job)  # before it runs: an edit meanwhile makes it run again
     begun = time.perf_counter()
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
-        papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
-                                   progress_bar=bar, cwd=job.section.path.parent, kernel_manager_class=LocalKernelManager)
+        with tempfile.TemporaryDirectory(prefix="tnlib-") as sockets:
+            # Files of this user instead of ports of this machine: no two kernels meet, and no warning on the page.
+            local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
+            papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
+                                       progress_bar=bar, cwd=job.section.path.parent, config=local)
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
         problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "
@@ -168,12 +163,12 @@ def _stamp(job: Job) -> dict[str, str]:
             "published/": _published(), "installed packages": _packages()}
 
 
-def _reasons(job: Job) -> list[str]:
+def _reasons(job: Job, stamp: dict[str, str]) -> list[str]:
     try:
         before = json.loads((job.folder / "stamp.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ["never run to its end"]
-    return [f"{what} changed" for what, digest in _stamp(job).items() if before.get(what) != digest]
+    return [f"{what} changed" for what, digest in stamp.items() if before.get(what) != digest]
 
 
 def _digest(paths) -> str:
