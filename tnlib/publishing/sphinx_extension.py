@@ -1,4 +1,4 @@
-"""A Sphinx extension: the sources, whose notebooks have no outputs, are not what is to be rendered."""
+"""A Sphinx extension: what the book's pages do without, and a stop before the sources are rendered as they are."""
 
 from pathlib import Path
 
@@ -8,4 +8,13 @@ def setup(app):
         # Not a Sphinx error: those come with two tracebacks.
         raise SystemExit("This folder holds the book's sources, whose notebooks have no outputs: the pages would be "
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
+    app.connect("html-page-context", _without_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _without_thebe(app, pagename, templatename, context, doctree):
+    """Thebe, which Jupyter Book always loads, runs code on a server; declared twice, it also fails in every browser."""
+    def is_thebe(script):
+        return "thebe" in str(script) or "THEBE" in getattr(script, "attributes", {}).get("body", "")
+
+    context["script_files"] = [script for script in context["script_files"] if not is_thebe(script)]
