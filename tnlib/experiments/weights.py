@@ -14,8 +14,8 @@ FOLDERS = (PUBLISHED / "weights", RUNS / "weights")
 
 
 def stem(model: str, dataset: str, seed: int) -> str:
-    """The name of a weights file without its suffix."""
-    return f"{model}-{dataset}-s{seed}"
+    """The name of a weights file without its suffix; `dataset` is a name or the path of an .npz file."""
+    return f"{model}-{Path(dataset).name.removesuffix('.npz')}-s{seed}"
 
 
 def save_weights(model: torch.nn.Module, path, card: dict) -> dict:
@@ -52,7 +52,7 @@ def trained_seeds(model: str, dataset: str) -> list[int]:
 
     Raises `FileNotFoundError` that says how to train one.
     """
-    prefix = f"{model}-{dataset}-s"
+    prefix = stem(model, dataset, 0).removesuffix("0")
     for folder in FOLDERS:
         numbers = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.safetensors")]
         if seeds := sorted(int(number) for number in numbers if number.isdigit()):
