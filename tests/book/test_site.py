@@ -8,8 +8,10 @@ import nbformat
 import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from tnlib.experiments.files import ROOT
+from tnlib.experiments.files import PUBLISHED, ROOT
+from tnlib.publishing.building import BUILD
 from tnlib.publishing.running import sections
+from tnlib.publishing.site import render, stage_page
 
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 every_page = pytest.mark.parametrize("page", PAGES)
@@ -91,3 +93,25 @@ def test_every_figure_and_table_of_the_notebook_is_on_its_page(site, section):
     assert len(re.findall(r'class="caption-number">(?:Fig\.|Table)', text)) == len(made)
     alts = [image.get("alt", "") for image in parsed.images if "_images/" in image["src"]]
     assert len(alts) == len(re.findall(r"nb\.figure\(", sources)) and all(len(alt.split()) >= 5 for alt in alts)
+
+
+@pytest.mark.parametrize("name", sections())
+def test_a_section_renders_alone(shapes_jobs, name, tmp_path):
+    """What `tnlib run` makes: one chapter, with its figures, its references and its banner."""
+    stage_page(shapes_jobs[name], tmp_path / "stage")
+    page = render(tmp_path / "stage", tmp_path, say=lambda words: None)
+    text = read(page.parent, shapes_jobs[name].section.path.stem)
+    parsed = Page(text)
+    assert "This is not the published page" in text
+    assert any(link.startswith("bibliography.html#") for link in parsed.links)
+    for image in parsed.images:
+        assert (page.parent / image["src"]).is_file()
+
+
+@pytest.mark.published
+def test_the_readme_shows_the_figure_of_the_published_book():
+    shown = re.findall(r"\]\(published/figures/([a-z0-9-]+)\.svg\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown
+    for id in shown:
+        made = list((BUILD / "executed").glob(f"*/figures/{id}.svg"))
+        assert [path.read_bytes() for path in made] == [(PUBLISHED / "figures" / f"{id}.svg").read_bytes()]

@@ -30,9 +30,12 @@ def _model(name: str) -> str:
 
 
 def _dataset(name: str) -> str:
-    if name not in NAMES and not (name.endswith(".npz") and Path(name).expanduser().is_file()):
+    if name in NAMES:
+        return name
+    path = Path(name).expanduser().resolve()  # a notebook runs in another folder than the command
+    if path.suffix != ".npz" or not path.is_file():
         raise ValueError(f"it takes one of {', '.join(NAMES)}, or the path of an existing .npz file")
-    return name
+    return str(path)
 
 
 Profile = Literal["published", "shapes", "full"]

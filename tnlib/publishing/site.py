@@ -35,17 +35,18 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
 
 
 def stage_page(job: Job, stage: Path) -> None:
-    """Put one executed notebook into `stage` as a book of one page."""
+    """Put one executed notebook into `stage`, as a book of one chapter."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     # The page's references to the rest of the book lead nowhere here, and that is no error.
     config["sphinx"]["config"]["suppress_warnings"] = ["myst.xref_missing", "ref.ref", "ref.numref", "ref.doc", "toc"]
-    toc = {"format": "jb-book", "root": job.section.path.stem}
+    # The bibliography comes along: without its page, no key that the chapter cites would be known.
+    toc = {"format": "jb-book", "root": job.section.path.stem, "chapters": [{"file": "bibliography"}]}
     made = stage.parent / "sources"
     for name, content in (("_config.yml", config), ("_toc.yml", toc)):
         made.mkdir(parents=True, exist_ok=True)
         (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
-              Path(job.section.path.name): job.executed,
+              Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
               Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static()
     _lay_out(wanted, stage)
 
