@@ -6,7 +6,6 @@ The way of the data begins here. `Dataset` holds the arrays; `load_dataset` find
 import hashlib
 import json
 import os
-import zipfile
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -73,6 +72,11 @@ class Dataset:
         self._differing_test = np.asarray(differing_test, dtype=np.int64)
         self._all_train = train_images, train_labels
         self._differing_train = np.asarray(differing_train, dtype=np.int64)
+        for split, indices, n in (("train", self._differing_train, len(train_labels)),
+                                  ("test", self._differing_test, len(test_labels))):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < n:
+                raise ValueError(f"differing_{split} must be indices of the {n} {split} images, "
+                                 f"got {indices.min()} to {indices.max()}")
 
         held_out = balanced_sample(train_labels, len(train_labels) // 10, SPLIT_SEED, self._differing_train)
         kept = np.setdiff1d(np.arange(len(train_labels)), held_out)
@@ -148,7 +152,7 @@ def _check(images, labels, split):
         raise ValueError("test_images is empty: at least one test image is needed")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"{split}_labels must not be negative, got {labels.min()}")
-    return images, labels.astype(np.int64)
+    return np.ascontiguousarray(images), labels.astype(np.int64)  # torchvision's arrays are views of (N, C, H, W)
 
 
 # ---- finding a data set ------------------------------------------------------------------------------------------
@@ -183,6 +187,8 @@ def load_dataset(name, root=None) -> Dataset:
     that is corrupt or is not the data set that its name says.
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"name must be {', '.join(map(repr, NAMES))}, or the path of an .npz file, got {name!r}")
     if name == "shapes":
         return _shapes()
     if name in CIFAR:
@@ -206,7 +212,10 @@ def _load_cifar(name, root) -> Dataset:
             f"the data set {name!r} is in none of the three places looked at ({places}). "
             f"Put {name}.npz or {folder}/ into one of them, or download it with: tnlib data fetch {name}")
     arrays = _read_npz(found) if found.suffix == ".npz" else _read_official(name, torchvision_class, found)
-    dataset = Dataset(**arrays | {"classes": classes}, name=name, **_differing(name))
+    try:
+        dataset = Dataset(**arrays | {"classes": classes}, name=name, **_differing(name))
+    except (TypeError, ValueError) as error:  # too few images, another dtype, …
+        raise ValueError(f"{found} is not {name} ({error}); remove it and run tnlib data fetch {name}") from None
     if dataset.core_fingerprint != core:
         raise ValueError(f"{found} is not {name}: its core fingerprint is {dataset.core_fingerprint[:16]}…, "
                          f"expected {core[:16]}…. The file was altered or is incomplete: remove it and run "
@@ -226,7 +235,7 @@ def _read_npz(path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # an altered byte of a zip raises whatever the code behind that byte raises
         raise ValueError(f"{path} cannot be read as an .npz file (truncated or altered?): {error}") from None
     missing, unknown = {"test_images", "test_labels"} - arrays.keys(), arrays.keys() - set(known)
     if missing or unknown:

@@ -175,6 +175,7 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
     module.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
                             if name.startswith("model.")})
     for name, parameter in module.named_parameters():
+        layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
         optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(
-            device=parameter.device, memory_format=torch.channels_last if parameter.ndim == 4 else torch.contiguous_format)
+            device=parameter.device, memory_format=layout)
     return json.loads(header["history"]), float(header["seconds"])

@@ -1,0 +1,464 @@
+"""Data sets: one canonical order, fixed held-out images and subsets, the same for every copy; files that are checked.
+
+Images carry their own number in their pixels, so that what became of each can be read off the result.
+"""
+
+import hashlib
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from tnlib import Dataset, load_dataset
+from tnlib.experiments import datasets
+from tnlib.experiments.datasets import (
+    CIFAR, CIFAR10_CLASSES, balanced_sample, data_folders, describe, fetch, find_files)
+from tnlib.experiments.files import PUBLISHED
+from tnlib.experiments.torchvision_compat import import_torchvision
+
+
+def numbered(n, start=0, side=4):
+    """`n` images, all different: number k in the first two bytes of image k."""
+    images = np.zeros((n, side, side, 3), dtype=np.uint8)
+    images.reshape(n, -1)[:, 0], images.reshape(n, -1)[:, 1] = divmod(np.arange(start, start + n), 256)
+    return images
+
+
+def numbers(images):
+    flat = images.reshape(len(images), -1).astype(int)
+    return flat[:, 0] * 256 + flat[:, 1]
+
+
+def shuffled_labels(n, classes=10, seed=0):
+    return np.random.RandomState(seed).permutation(np.arange(n) % classes)
+
+
+def in_another_order(images, labels, seed=1):
+    """The same images in mixed order, such that a stable sort by label gives the order of the sorted ones."""
+    mixed = np.random.RandomState(seed).permutation(labels)
+    order = np.empty(len(labels), dtype=int)
+    order[np.argsort(mixed, kind="stable")] = np.argsort(labels, kind="stable")
+    return images[order], mixed
+
+
+# ---- order, held-out images, subsets -----------------------------------------------------------------------------
+
+def test_test_images_lie_in_a_stable_sort_by_label():
+    labels = shuffled_labels(60)
+    dataset = Dataset(numbered(60), labels)
+    pairs = list(zip(dataset.test_labels, numbers(dataset.test_images)))
+    assert pairs == sorted(zip(labels, range(60)))
+
+
+def test_held_out_images_are_a_tenth_balanced_fixed_and_disjoint():
+    labels = shuffled_labels(400)
+    dataset = Dataset(numbered(1), [0], numbered(400), labels)
+    held_out, kept = numbers(dataset.validation_images), numbers(dataset.train_images)
+    assert sorted([*held_out, *kept]) == list(range(400))
+    assert (np.bincount(dataset.validation_labels) == 4).all()
+    assert (labels[held_out] == dataset.validation_labels).all() and (labels[kept] == dataset.train_labels).all()
+    assert (np.diff(kept) > 0).all()
+    assert held_out[:6].tolist() == [2, 14, 27, 30, 32, 44], "published networks were chosen on these: never change it"
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_balanced_sample(labels, seed, data):
+    labels = np.array(labels)
+    without = data.draw(st.sets(st.integers(0, len(labels) - 1), max_size=len(labels) - 1))
+    n = data.draw(st.integers(1, len(labels) - len(without)))
+    chosen = balanced_sample(labels, n, seed, sorted(without))
+    assert len(chosen) == n and (np.diff(chosen) > 0).all() and not without & set(chosen)
+    assert np.array_equal(chosen, balanced_sample(labels, n, seed, sorted(without)))
+    taken = np.bincount(labels[chosen], minlength=5)
+    there = np.bincount(np.delete(labels, sorted(without)), minlength=5)
+    assert all(taken[k] == there[k] or taken[k] >= taken.max() - 1 for k in range(5))
+
+
+def test_every_image_and_every_class_has_the_same_chance():
+    """15 of 40 images in 10 classes: each image in 3/8 of 800 subsets, within five standard errors."""
+    dataset = Dataset(numbered(40), shuffled_labels(40))
+    chosen = np.stack([np.bincount(dataset.subset(15, seed), minlength=40) for seed in range(800)])
+    assert abs(chosen.sum(0) - 300).max() < 5 * np.sqrt(800 * 3 / 8 * 5 / 8)
+    assert not np.array_equal(*chosen[:2])
+
+
+@pytest.mark.parametrize("n", [0, -1, 41, 2.0, "all", True, None], ids=repr)
+def test_subsets_of_no_possible_size_are_refused(n):
+    with pytest.raises(ValueError, match=f"takes 1 to 40 images, got {n!r}"):
+        Dataset(numbered(40), shuffled_labels(40)).subset(n)
+
+
+# ---- two copies of one data set ----------------------------------------------------------------------------------
+
+def two_copies():
+    """A copy sorted by label, and the official one: test images in mixed order, some pixels different.
+
+    Training images 2 and 14 would be held out if they were the same in both.
+    """
+    labels, test_labels = shuffled_labels(400), np.sort(shuffled_labels(200, seed=2))
+    train, test = numbered(400), numbered(200, start=1000)
+    differing = {"differing_train": [2, 14, 78, 399], "differing_test": [0, 50, 199]}
+    ours = Dataset(test, test_labels, train, labels, **differing)
+    for images, indices in ((train, differing["differing_train"]), (test, differing["differing_test"])):
+        images[indices, -1, -1] += 9
+    return ours, Dataset(*in_another_order(test, test_labels), train, labels, **differing), differing
+
+
+def test_copies_share_what_results_are_compared_by():
+    ours, official, differing = two_copies()
+    assert ours.fingerprint != official.fingerprint
+    assert ours.core_fingerprint == official.core_fingerprint
+    assert np.array_equal(ours.validation_images, official.validation_images)
+    assert np.array_equal(ours.test_labels, official.test_labels)
+    differs = (ours.test_images != official.test_images).any((1, 2, 3))
+    assert np.flatnonzero(differs).tolist() == differing["differing_test"]
+    assert ours.num_differing_test == official.num_differing_test == 3
+    assert ours.train_images.shape == official.train_images.shape
+    assert (ours.train_images != official.train_images).any((1, 2, 3)).sum() == 4, "none of the four is held out"
+
+
+def test_no_subset_has_an_image_that_differs():
+    ours, official, differing = two_copies()
+    for n, seed in ((10, 0), (100, 1), (197, 2)):
+        assert np.array_equal(ours.subset(n, seed), official.subset(n, seed))
+        assert not set(ours.subset(n, seed)) & set(differing["differing_test"])
+    with pytest.raises(ValueError, match="takes 1 to 197 images, got 198"):
+        ours.subset(198)
+
+
+def test_fingerprints_see_every_array():
+    images, labels = numbered(40), shuffled_labels(40)
+    arrays = dict(test_images=images, test_labels=labels, train_images=images, train_labels=labels)
+    seen = {Dataset(**arrays).fingerprint, Dataset(images, labels).fingerprint}
+    assert Dataset(**arrays).core_fingerprint in seen
+    for name in arrays:
+        changed = arrays[name].copy()
+        changed[7] = changed[7] + 1 if name.endswith("images") else (changed[7] + 1) % 10
+        seen.add(Dataset(**arrays | {name: changed}).fingerprint)
+    assert len(seen) == 6
+    assert Dataset(images.reshape(40, 2, 8, 3), labels).fingerprint != Dataset(images, labels).fingerprint
+
+
+@pytest.mark.parametrize("differing, message", [
+    ({"differing_train": [40]}, "differing_train must be indices of the 40 train images, got 40 to 40"),
+    ({"differing_test": [-1, 3]}, "differing_test must be indices of the 20 test images, got -1 to 3")], ids=str)
+def test_images_that_differ_must_be_there(differing, message):
+    with pytest.raises(ValueError, match=message):
+        Dataset(numbered(20), shuffled_labels(20), numbered(40), shuffled_labels(40), **differing)
+
+
+# ---- arrays in memory --------------------------------------------------------------------------------------------
+
+def test_only_test_images_are_required():
+    dataset = Dataset(numbered(20), shuffled_labels(20).astype(np.int8), name="mine")
+    assert dataset.test_images.dtype == np.uint8 and dataset.test_labels.dtype == np.int64
+    assert len(dataset.train_labels) == len(dataset.validation_labels) == 0
+    assert dataset.train_images.shape == dataset.validation_images.shape == (0, 4, 4, 3)
+    assert dataset.classes == [str(k) for k in range(10)]
+    assert repr(dataset) == "Dataset('mine': 0 train, 0 held out, 20 test images, 10 classes)"
+
+
+I, L = numbered(20), shuffled_labels(20)
+BAD = {
+    "float-images": (dict(test_images=I / 255, test_labels=L), TypeError, r"test_images must be uint8.*got float64"),
+    "channels-first": (dict(test_images=I.transpose(0, 3, 1, 2), test_labels=L), TypeError, r"uint8 \(20, 3, 4, 4\)"),
+    "one-image": (dict(test_images=I[0], test_labels=L[0]), TypeError, r"shape \(N, H, W, C\).*got uint8 \(4, 4, 3\)"),
+    "too-few-labels": (dict(test_images=I, test_labels=L[:19]), TypeError, r"shape \(20,\).*got int64 \(19,\)"),
+    "one-hot": (dict(test_images=I, test_labels=np.eye(10, dtype=int)[L]), TypeError, r"got int64 \(20, 10\)"),
+    "float-labels": (dict(test_images=I, test_labels=L / 1), TypeError, r"must be integers.*got float64"),
+    "negative": (dict(test_images=I, test_labels=L - 1), ValueError, "test_labels must not be negative, got -1"),
+    "no-name": (dict(test_images=I, test_labels=L, classes="abcdefghi"), ValueError, "label 9 has no name: .* holds 9"),
+    "no-name-in-train": (dict(test_images=I, test_labels=L, train_images=I, train_labels=L + 1, classes=range(10)),
+                         ValueError, "label 10 has no name"),
+    "empty": (dict(test_images=I[:0], test_labels=L[:0]), ValueError, "test_images is empty"),
+    "no-train-labels": (dict(test_images=I, test_labels=L, train_images=I), ValueError, "one of them is missing"),
+    "train-float": (dict(test_images=I, test_labels=L, train_images=I / 255, train_labels=L), TypeError, "train_im"),
+    "two-sizes": (dict(test_images=I, test_labels=L, train_images=numbered(20, side=8), train_labels=L),
+                  ValueError, r"\(8, 8, 3\), test images \(4, 4, 3\)"),
+}
+
+
+@pytest.mark.parametrize("arrays, error, message", BAD.values(), ids=BAD)
+def test_bad_arrays_are_named(arrays, error, message):
+    with pytest.raises(error, match=message):
+        Dataset(**arrays)
+
+
+# ---- .npz files --------------------------------------------------------------------------------------------------
+
+def arrays(n=40, side=4):
+    return {"test_images": numbered(n, 1000, side), "test_labels": shuffled_labels(n, seed=5),
+            "train_images": numbered(n, 0, side), "train_labels": shuffled_labels(n, seed=6)}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
+def test_an_npz_is_the_data_set_of_its_arrays(tmp_path, save):
+    save(tmp_path / "mine.npz", **arrays(), classes=list("abcdefghij"))
+    for path in (tmp_path / "mine.npz", str(tmp_path / "mine.npz")):
+        dataset = load_dataset(path)
+        assert dataset.fingerprint == Dataset(**arrays()).fingerprint
+        assert dataset.name == "mine" and dataset.classes == list("abcdefghij")
+
+
+NOT_A_DATA_SET = {
+    "missing-key": ({"test_images": I}, r"missing: \['test_labels'\], unknown: none"),
+    "unknown-key": (arrays() | {"labels": L}, r"missing: none, unknown: \['labels'\]"),
+    "objects": (arrays() | {"test_labels": L.astype(object)}, "cannot be read .*allow_pickle=False"),
+}
+
+
+@pytest.mark.parametrize("content, message", NOT_A_DATA_SET.values(), ids=NOT_A_DATA_SET)
+def test_an_npz_that_is_not_a_data_set_is_named(tmp_path, content, message):
+    np.savez(tmp_path / "mine.npz", **content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'mine.npz'} .*{message}"):
+        load_dataset(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
+def test_an_altered_or_truncated_npz_is_refused_or_reads_the_same(tmp_path, save):
+    """Byte after byte: an error that names the file, or no other content (some of a zip's bytes say nothing)."""
+    path, content = tmp_path / "mine.npz", arrays(n=4, side=2)
+    save(path, **content)
+    whole = path.read_bytes()
+    altered = [bytes([*whole[:k], whole[k] ^ 0xFF, *whole[k + 1:]]) for k in range(0, len(whole), 3)]
+    refused = 0
+    for data in [*altered, *(whole[:k] for k in range(0, len(whole), 7)), b"", b"PK", b"no zip at all"]:
+        path.write_bytes(data)
+        try:
+            found = datasets._read_npz(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert all(np.array_equal(found[key], content[key]) for key in found)
+    assert refused > len(altered) / 2
+
+
+def test_an_array_alone_is_no_npz(tmp_path):
+    with open(tmp_path / "mine.npz", "wb") as file:
+        np.save(file, I)
+    with pytest.raises(ValueError, match="mine.npz cannot be read as an .npz file"):
+        load_dataset(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("name, error, message", [
+    ("cifar11", ValueError, "unknown data set 'cifar11': it takes 'cifar10', 'cifar100', 'shapes', or the path"),
+    ("nowhere.npz", FileNotFoundError, "no file nowhere.npz"),
+    (10, TypeError, "name must be 'cifar10', .*got 10"), (None, TypeError, "got None"),
+    (["cifar10"], TypeError, r"got \['cifar10'\]")], ids=str)
+def test_unknown_names(name, error, message):
+    with pytest.raises(error, match=message):
+        load_dataset(name)
+
+
+# ---- CIFAR by name: where it is looked for -----------------------------------------------------------------------
+
+@pytest.fixture
+def small_cifar100(no_data, monkeypatch):
+    """CIFAR-100 stands for a small data set of 32×32 images, on a machine without any data; its arrays."""
+    small = arrays(n=200, side=32)
+    classes, reader, folder, _ = CIFAR["cifar100"]
+    monkeypatch.setitem(CIFAR, "cifar100", (classes, reader, folder, Dataset(**small).core_fingerprint))
+    return small
+
+
+def test_missing_data_names_the_three_places_and_what_to_do(no_data, monkeypatch):
+    monkeypatch.setenv("TNLIB_DATA", str(no_data / "variable"))
+    with pytest.raises(FileNotFoundError) as caught:
+        load_dataset("cifar100", root=no_data / "root")
+    for part in ("root", "variable", "cache/tnlib/data"):
+        assert str(no_data / part) in str(caught.value)
+    assert "tnlib data fetch cifar100" in str(caught.value) and "cifar-100-python" in str(caught.value)
+    assert describe("cifar100") == ("nowhere", "run: tnlib data fetch cifar100")
+
+
+def test_the_given_folder_comes_first_then_the_variable_then_the_cache(small_cifar100, no_data, monkeypatch):
+    monkeypatch.setenv("TNLIB_DATA", str(no_data / "variable"))
+    places = [no_data / "root", no_data / "variable", no_data / "cache" / "tnlib" / "data"]
+    assert [place for _, place in data_folders(places[0])] == places
+    for place in reversed(places):
+        place.mkdir(parents=True)
+        np.savez(place / "cifar100.npz", **small_cifar100)
+        assert find_files("cifar100", root=places[0]) == place / "cifar100.npz"
+        assert load_dataset("cifar100", root=str(places[0])).name == "cifar100"
+    assert find_files("cifar100") == places[1] / "cifar100.npz"
+    assert find_files("cifar10", root=places[0]) is None
+
+
+def test_the_cache_is_below_home_where_nothing_else_is_said(no_data, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_folders()[2][1] == no_data / "home" / ".cache" / "tnlib" / "data"
+
+
+# ---- CIFAR by name: what is refused ------------------------------------------------------------------------------
+
+def test_a_copy_with_other_pixels_is_refused(small_cifar100, tmp_path):
+    path = tmp_path / "cifar100.npz"
+    np.savez(path, **small_cifar100)
+    where, which = describe("cifar100", tmp_path)
+    assert where == str(path) and "one .npz" in which and Dataset(**small_cifar100).fingerprint[:16] in which
+    small_cifar100["test_images"][17, 3, 3, 0] ^= 1
+    np.savez(path, **small_cifar100)
+    with pytest.raises(ValueError, match=f"{path} is not cifar100.*expected .*tnlib data fetch cifar100"):
+        load_dataset("cifar100", tmp_path)
+    where, which = describe("cifar100", tmp_path)
+    assert where == str(path) and "refused" in which
+
+
+NOT_CIFAR10 = {
+    "incomplete": arrays(side=32),
+    "no-train": {"test_images": I, "test_labels": L},
+    "floats": {"test_images": I / 255, "test_labels": L},
+    "labels-above-9": {"test_images": I, "test_labels": L + 5},
+}
+
+
+@pytest.mark.parametrize("content", NOT_CIFAR10.values(), ids=NOT_CIFAR10)
+def test_a_file_that_cannot_be_cifar10_is_named(no_data, content):
+    np.savez(no_data / "cifar10.npz", **content)
+    with pytest.raises(ValueError, match=f"{no_data / 'cifar10.npz'} is not cifar10.*tnlib data fetch cifar10"):
+        load_dataset("cifar10", no_data)
+    assert "refused" in describe("cifar10", no_data)[1]
+
+
+# ---- the official files ------------------------------------------------------------------------------------------
+
+def write_official(root, name, content, monkeypatch):
+    """Write `content` in the form of the official files, and have torchvision expect their md5."""
+    _, reader, folder, _ = CIFAR[name]
+    reader = getattr(import_torchvision().datasets, reader)
+    key = "labels" if name == "cifar10" else "fine_labels"
+    (root / folder).mkdir(parents=True)
+
+    def write(file, entry):
+        data = pickle.dumps(entry, protocol=4)
+        (root / folder / file).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    for split, files in (("train", reader.train_list), ("test", reader.test_list)):
+        parts = zip(files, *(np.array_split(content[f"{split}_{what}"], len(files)) for what in ("images", "labels")))
+        monkeypatch.setattr(reader, f"{split}_list", [
+            [file, write(file, {"data": images.transpose(0, 3, 1, 2).reshape(len(images), 3072), key: labels.tolist()})]
+            for (file, _), images, labels in parts])
+    md5 = write(reader.meta["filename"], {reader.meta["key"]: CIFAR[name][0]})
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5})
+    return root / folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_official_files_are_read_by_torchvision(tmp_path, monkeypatch, name):
+    content = arrays(n=50, side=32)
+    folder = write_official(tmp_path, name, content, monkeypatch)
+    found = datasets._read_official(name, CIFAR[name][1], folder)
+    assert found.keys() == content.keys() and all(np.array_equal(found[key], content[key]) for key in content)
+    assert Dataset(**found).test_images.flags.c_contiguous and Dataset(**found).train_images.flags.c_contiguous
+
+
+def test_official_files_are_the_same_data_set(small_cifar100, tmp_path, monkeypatch):
+    mixed = dict(zip(("test_images", "test_labels"),
+                     in_another_order(small_cifar100["test_images"], small_cifar100["test_labels"])))
+    folder = write_official(tmp_path, "cifar100", small_cifar100 | mixed, monkeypatch)
+    dataset = load_dataset("cifar100", tmp_path)
+    assert dataset.fingerprint == Dataset(**small_cifar100).fingerprint and len(dataset.classes) == 100
+    assert describe("cifar100", tmp_path)[0] == str(folder) and "official" in describe("cifar100", tmp_path)[1]
+
+
+@pytest.mark.parametrize("harm", ["altered", "missing", "empty-folder"])
+def test_bad_official_files_are_one_error_that_names_the_folder(small_cifar100, tmp_path, monkeypatch, harm):
+    folder = write_official(tmp_path, "cifar100", small_cifar100, monkeypatch)
+    if harm == "altered":
+        data = bytearray((folder / "test").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "test").write_bytes(data)
+    for file in {"altered": [], "missing": ["train"], "empty-folder": ["train", "test", "meta"]}[harm]:
+        (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"official files in {folder} are incomplete or altered") as caught:
+        load_dataset("cifar100", tmp_path)
+    assert caught.value.__suppress_context__ and "tnlib data fetch cifar100" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["root", "cache"])
+def test_fetch_puts_the_official_files_where_they_are_found(small_cifar100, no_data, monkeypatch, where):
+    """The archive is there already, as torchvision leaves it: nothing is downloaded."""
+    root = no_data / "root" if where == "root" else None
+    place = root or no_data / "cache" / "tnlib" / "data"
+    place.mkdir(parents=True)
+    folder = write_official(no_data / "elsewhere", "cifar100", small_cifar100, monkeypatch)
+    reader = import_torchvision().datasets.CIFAR100
+    with tarfile.open(place / reader.filename, "w:gz") as file:
+        file.add(folder, folder.name)
+    monkeypatch.setattr(reader, "tgz_md5", hashlib.md5((place / reader.filename).read_bytes()).hexdigest())
+    assert fetch("cifar100", root) == find_files("cifar100", root) == place / folder.name
+    assert load_dataset("cifar100", root).fingerprint == Dataset(**small_cifar100).fingerprint
+
+
+# ---- the real data -----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def cifar10():
+    return load_dataset("cifar10")
+
+
+def test_the_lists_of_differing_images():
+    lists = json.loads((PUBLISHED / "cifar10-differing.json").read_text())
+    for split, n, of in (("train", 86, 50_000), ("test", 25, 10_000)):
+        assert len(set(lists[split])) == n and lists[split] == sorted(lists[split])
+        assert 0 <= lists[split][0] and lists[split][-1] < of
+
+
+def check_cifar(dataset, classes, means):
+    assert [len(getattr(dataset, f"{split}_labels")) for split in ("train", "validation", "test")] == [
+        45_000, 5_000, 10_000]
+    assert len(dataset.classes) == classes
+    for split, n in (("train", 45_000), ("validation", 5_000), ("test", 10_000)):
+        assert getattr(dataset, f"{split}_images").shape == (n, 32, 32, 3)
+        assert (np.bincount(getattr(dataset, f"{split}_labels")) == n // classes).all()
+    assert (np.bincount(dataset.test_labels[dataset.subset(1000, seed=3)]) == 1000 // classes).all()
+    total = dataset.train_images.sum((0, 1, 2)) + dataset.validation_images.sum((0, 1, 2))
+    assert total / (50_000 * 1024 * 255) == pytest.approx(means, abs=5e-6)
+
+
+@pytest.mark.cifar
+def test_cifar10_has_its_known_sizes_and_channel_means(cifar10):
+    check_cifar(cifar10, 10, [0.49140, 0.48216, 0.44653])
+    assert cifar10.classes == CIFAR10_CLASSES and cifar10.num_differing_test == 25
+
+
+@pytest.mark.cifar
+def test_cifar100_has_its_known_sizes_and_channel_means():
+    check_cifar(load_dataset("cifar100"), 100, [0.50708, 0.48655, 0.44092])
+
+
+@pytest.mark.cifar
+def test_the_official_cifar10_is_the_published_one_but_for_the_listed_images(cifar10, tmp_path, monkeypatch):
+    """Our copy written as the official files: in mixed order, with other pixels where the two copies differ."""
+    lists = json.loads((PUBLISHED / "cifar10-differing.json").read_text())
+    content = {f"{split}_{what}": value.copy() for split, pair in (
+        ("train", cifar10._all_train), ("test", (cifar10.test_images, cifar10.test_labels)))
+        for what, value in zip(("images", "labels"), pair)}
+    for split in ("train", "test"):
+        content[f"{split}_images"][lists[split]] ^= 1
+    content["test_images"], content["test_labels"] = in_another_order(content["test_images"], content["test_labels"])
+    write_official(tmp_path, "cifar10", content, monkeypatch)
+    assert not np.array_equal(content["test_labels"], cifar10.test_labels)
+    official = load_dataset("cifar10", tmp_path)
+    assert official.core_fingerprint == cifar10.core_fingerprint
+    assert np.array_equal(official.validation_images, cifar10.validation_images)
+    assert np.array_equal(official.test_labels, cifar10.test_labels)
+    assert np.flatnonzero((official.test_images != cifar10.test_images).any((1, 2, 3))).tolist() == lists["test"]
+    for n, seed in ((1000, 0), (2000, 1), (9975, 2)):
+        assert np.array_equal(official.subset(n, seed), cifar10.subset(n, seed))
+        assert not set(lists["test"]) & set(official.subset(n, seed))
+
+
+@pytest.mark.cifar
+def test_one_other_pixel_outside_the_lists_is_refused(cifar10, no_data):
+    content = dict(zip(("train_images", "train_labels"), cifar10._all_train),
+                   test_images=cifar10.test_images.copy(), test_labels=cifar10.test_labels)
+    content["test_images"][100, 5, 5, 2] ^= 1
+    np.savez(no_data / "cifar10.npz", **content)
+    with pytest.raises(ValueError, match=f"{no_data / 'cifar10.npz'} is not cifar10: its core fingerprint"):
+        load_dataset("cifar10", no_data)
