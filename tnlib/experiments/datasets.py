@@ -13,6 +13,7 @@ import numpy as np
 
 from .files import PUBLISHED
 from .torchvision_compat import import_torchvision
+from .weights import published_networks
 
 SPLIT_SEED = 20240321  # fixes which training images are held out; never change it
 SIDE = 32
@@ -267,7 +268,9 @@ def describe(name: str, root=None) -> tuple[str, str]:
     except ValueError as error:
         return str(found), f"refused: {error}"
     form = "one .npz" if found.suffix == ".npz" else "the official files"
-    return str(found), f"{form}, fingerprint {dataset.fingerprint[:16]}, core {dataset.core_fingerprint[:16]}"
+    published = dataset.fingerprint in {card["fingerprint"] for card in published_networks()}
+    return str(found), (f"{form}, {'the copy' if published else 'not the copy'} that the published networks saw; "
+                        f"fingerprint {dataset.fingerprint[:16]}, core {dataset.core_fingerprint[:16]}")
 
 
 def fetch(name: str, root=None) -> Path:
