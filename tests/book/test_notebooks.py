@@ -1,5 +1,6 @@
 """The notebooks: clean sources, and what they compute with the `shapes` profile."""
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,9 @@ import pandas as pd
 import pytest
 
 import tnlib
+from tnlib.experiments.files import PUBLISHED, ROOT
+from tnlib.experiments.networks import NETWORKS
+from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
 from tnlib.publishing.running import sections
 
@@ -23,14 +27,6 @@ def test_sources_hold_no_outputs(section):
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None, f"{section.path.name}: clear its outputs"
     assert {"kernelspec", "language_info"} >= set(notebook.metadata), "no widget state, no editor's leftovers"
-
-
-@every_section
-def test_sources_import_only_the_public_interface(section):
-    for cell in nbformat.read(section.path, as_version=4).cells:
-        if cell.cell_type == "code":
-            assert "from tnlib." not in cell.source.replace("from tnlib.notebook import", "")
-            assert "import tnlib." not in cell.source
 
 
 @every_name
@@ -94,3 +90,16 @@ def test_plain_papermill_from_any_folder(tmp_path, words, status, message):
     command = [sys.executable, "-m", "papermill", str(sections()["spectra"].path), "out.ipynb", *words, "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status and message in done.stderr
+
+
+def test_the_front_page_states_the_numbers_of_the_code():
+    text = " ".join((ROOT / "book" / "index.md").read_text(encoding="utf-8").split())
+    differing = json.loads((PUBLISHED / "cifar10-differing.json").read_text())
+    train, test = len(differing["train"]), len(differing["test"])
+    assert f"{train + test} of the 60,000 images ({train} for training, {test} for testing" in text
+    *first, last = NETWORKS["vanilla"].arguments["channels"]
+    assert f"with {', '.join(map(str, first))} and {last} channels" in text
+    assert f"for {NETWORKS['vanilla'].recipe.epochs} epochs" in text
+    for card in published_networks():
+        if card["dataset"] != "shapes":
+            assert f"{card['images']['train']:,} of the 50,000 training images. The other {card['images']['validation']:,}" in text
