@@ -9,9 +9,12 @@ from .experiments.networks import conv_kernels
 from .experiments.training import train
 from .experiments.weights import load_model
 from .tensors.cuts import CUTS, Cut, factorize, norm_kept, relative_error, singular_values, truncate
+from .tensors.decompositions import cp, depthwise_separable, hosvd, separable, tensor_ring, tensor_train
+from .tensors.network import avg_pool2d, conv2d, patches
 from .tensors.spectra import entanglement_entropy
 
 __all__ = [
-    "CUTS", "Cut", "Dataset", "conv_kernels", "entanglement_entropy", "evaluate", "factorize", "load_dataset",
-    "load_model", "norm_kept", "relative_error", "singular_values", "train", "truncate",
+    "CUTS", "Cut", "Dataset", "avg_pool2d", "conv2d", "conv_kernels", "cp", "depthwise_separable",
+    "entanglement_entropy", "evaluate", "factorize", "hosvd", "load_dataset", "load_model", "norm_kept", "patches",
+    "relative_error", "separable", "singular_values", "tensor_ring", "tensor_train", "train", "truncate",
 ]

@@ -18,13 +18,15 @@ def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
     return kernel
 
 
-def check_image(image, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return `image` if it is a tensor (N, C, H, W) of the channels and the dtype of the kernel that it meets."""
-    if not isinstance(image, torch.Tensor) or image.dtype != dtype:
-        raise TypeError(f"image must be a torch tensor of the kernel's dtype {dtype}, "
-                        f"got {getattr(image, 'dtype', type(image).__name__)}")
-    if image.ndim != 4 or image.shape[1] != channels:
-        raise ValueError(f"image must have the shape (N, {channels}, H, W), got {tuple(image.shape)}")
+def check_image(image, channels: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return `image` if it is a floating tensor (N, C, H, W), of the channels and the dtype of a kernel where given."""
+    wanted = f"the kernel's dtype {dtype}" if dtype else "a floating dtype"
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"image must be a torch tensor of {wanted}, got {type(image).__name__}")
+    if not image.is_floating_point() or dtype not in (None, image.dtype):
+        raise TypeError(f"image must be of {wanted}, got {image.dtype} with shape {tuple(image.shape)}")
+    if image.ndim != 4 or channels not in (None, image.shape[1]):
+        raise ValueError(f"image must have the shape (N, {channels or 'C'}, H, W), got {tuple(image.shape)}")
     return image
 
 
@@ -37,9 +39,17 @@ def check_rank(rank, max_rank: int, name: str = "rank") -> int:
     return int(rank)
 
 
-def pair(value, name: str, least: int = 0) -> tuple[int, int]:
-    """Return a number or a pair of numbers as a pair (vertical, horizontal)."""
+def check_count(value, name: str, least: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def pair(value, name: str, least: int = 0, otherwise: str = "") -> tuple[int, int]:
+    """Return a number or a pair of numbers as a pair (vertical, horizontal). `otherwise`: what else is taken."""
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(both) != 2 or any(isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < least for v in both):
-        raise ValueError(f"{name} must be a whole number of at least {least}, or a pair of them, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {least}, or a pair of them{otherwise}, "
+                         f"got {value!r}")
     return int(both[0]), int(both[1])

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
-from .checks import check_image, check_kernel, check_rank, pair
+from .checks import check_kernel, check_rank
+from .factors import KernelFactors, Step
 
 MODES = ("OUT", "IN", "KH", "KW")
 
@@ -136,66 +136,33 @@ def factorize(kernel: torch.Tensor, cut, rank: int) -> "CutFactors":
     u, s, vh = svd(kernel, cut)
     root = s[:rank].sqrt()
     factors = u[:, :rank] * root, root[:, None] * vh[:rank]
-    return CutFactors(cut, tuple(kernel.shape), tuple(factor.to(kernel.dtype) for factor in factors))
+    return CutFactors(tuple(kernel.shape), tuple(factor.to(kernel.dtype) for factor in factors), cut)
 
 
 @dataclass(frozen=True)
-class CutFactors:
-    """A kernel of rank r at a cut. `.factors`: (rows, r) and (r, columns)."""
+class CutFactors(KernelFactors):
+    """A kernel of rank r at a cut. `.factors`: (rows, r) and (r, columns), rank · (rows + columns) parameters."""
 
     cut: Cut
-    shape: tuple[int, ...]
-    factors: tuple[torch.Tensor, torch.Tensor]
-
-    @property
-    def num_parameters(self) -> int:
-        """rank · (rows + columns)."""
-        return sum(factor.numel() for factor in self.factors)
 
     def to_kernel(self) -> torch.Tensor:
         """The dense kernel (OUT, IN, KH, KW)."""
         left, right = self.factors
         return self.cut.fold(left @ right, self.shape)
 
-    def conv2d(self, image: torch.Tensor, stride=1, padding=0, dilation=1) -> torch.Tensor:
-        """Convolve (N, IN, H, W) → (N, OUT, H', W') factor by factor; the dense kernel is never formed.
-
-        Equal to `torch.nn.functional.conv2d` with `.to_kernel()`. `stride`, `padding`, `dilation`: a number or a pair.
-        Raises `TypeError` or `ValueError` for anything but an image of the kernel's channels and dtype.
-        """
-        check_image(image, self.shape[1], self.factors[0].dtype)
-        inner, outer = self._kernels()
-        stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding"), pair(dilation, "dilation", 1)
-        groups = self.shape[1] if inner.shape[1] == 1 and self.shape[1] > 1 else 1
-        # Each spatial mode lies in one factor, and its stride, padding and dilation go with it.
-        for kernel, modes, in_groups in ((inner, self._inner_modes, groups), (outer, self._outer_modes, 1)):
-            here = ["KH" in modes, "KW" in modes]
-            image = F.conv2d(image, kernel,
-                             stride=[s if h else 1 for s, h in zip(stride, here)],
-                             padding=[p if h else 0 for p, h in zip(padding, here)],
-                             dilation=[d if h else 1 for d, h in zip(dilation, here)], groups=in_groups)
-        return image
-
-    @property
-    def _outer_modes(self):
-        return self.cut.rows if "OUT" in self.cut.rows else self.cut.columns
-
-    @property
-    def _inner_modes(self):
-        return self.cut.columns if "OUT" in self.cut.rows else self.cut.rows
-
-    def _kernels(self):
-        """The factor without OUT, applied first, and the one with OUT, as kernels of two ordinary convolutions."""
+    def steps(self) -> list[Step]:
+        """The factor without OUT, applied first, then the one with OUT; each spatial mode lies in one of them."""
         left, right = self.factors
-        rank = left.shape[1]
         outer, inner = (left, right.T) if "OUT" in self.cut.rows else (right.T, left)          # [modes, r] each
+        outer_modes, inner_modes = self.cut.rows, self.cut.columns
+        if "OUT" in inner_modes:
+            outer_modes, inner_modes = inner_modes, outer_modes
         size = lambda modes, mode: self.shape[MODES.index(mode)] if mode in modes else 1
-        inner = inner.T.reshape(rank, *(size(self._inner_modes, mode) for mode in MODES[1:]))  # [r, IN or 1, KH, KW]
-        outer = outer.reshape(*(size(self._outer_modes, mode) for mode in MODES), rank)      # [OUT, IN or 1, KH, KW, r]
+        inner = inner.T.reshape(-1, *(size(inner_modes, mode) for mode in MODES[1:]))        # [r, IN or 1, KH, KW]
+        outer = outer.reshape(*(size(outer_modes, mode) for mode in MODES), -1)              # [OUT, IN or 1, KH, KW, r]
         outer = outer.permute(0, 1, 4, 2, 3).flatten(1, 2)                                   # [OUT, IN·r or r, KH, KW]
-        if "IN" in self._outer_modes:  # every input channel is filtered by the same r small kernels
-            inner = inner.repeat(self.shape[1], 1, 1, 1)                                       # [IN·r, 1, KH, KW]
-        return inner, outer
+        copies = size(outer_modes, "IN")  # then every input channel is filtered by the same r small kernels
+        return [Step(inner, inner_modes, copies=copies), Step(outer, outer_modes)]
 
 
 def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
