@@ -4,12 +4,14 @@
     from tnlib.notebook import DatasetName, Profile, Seed    # the types of the parameters cell
 """
 
+from .publishing.diagrams import Diagram
 from .publishing.figures import CUT_STYLES, figure, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .publishing.page import parameters
-from .publishing.parameters import (Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank, Seed, Spread)
+from .publishing.parameters import (Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
+                                    Ranks, Seed, Spread)
 from .publishing.results import results
 
-__all__ = ["parameters", "results", "figure", "table", "value", "CUT_STYLES",
+__all__ = ["parameters", "results", "figure", "table", "value", "Diagram", "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
-           "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Seed", "Spread"]
+           "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]
