@@ -4,7 +4,7 @@
     from tnlib.notebook import DatasetName, Profile, Seed    # the types of the parameters cell
 """
 
-from .publishing.diagrams import Diagram
+from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .publishing.page import parameters
@@ -12,6 +12,6 @@ from .publishing.parameters import (Count, CutName, DatasetName, LayerName, Mode
                                     Ranks, Seed, Spread)
 from .publishing.results import results
 
-__all__ = ["parameters", "results", "figure", "table", "value", "Diagram", "CUT_STYLES",
+__all__ = ["parameters", "results", "figure", "table", "value", "Diagram", "align", "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]

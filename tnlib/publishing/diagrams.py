@@ -57,9 +57,9 @@ class Diagram:
         self.ax.plot(*zip(*curve), color=BLACK, lw=1.2, zorder=1)
         length = math.hypot(x1 - x0, y1 - y0)
         side = 0.17 if bend >= 0 else -0.17
-        self.ax.text(middle[0] - side * (y1 - y0) / length, middle[1] + side * (x1 - x0) / length, label,
-                     ha="center", va="center", fontsize=7.5, zorder=4)
-        self._reach(*curve)
+        place = middle[0] - side * (y1 - y0) / length, middle[1] + side * (x1 - x0) / length
+        self.ax.text(*place, label, ha="center", va="center", fontsize=7.5, zorder=4)
+        self._reach(*curve, *([(place[0], place[1] + math.copysign(0.15, bend))] if label and bend else []))
 
     def leg(self, a, dx: float, dy: float, label: str) -> None:
         """An open index that ends at (dx, dy) from the tensor, with its name at the end."""
@@ -76,17 +76,24 @@ class Diagram:
 
     def divide(self, x: float, low: float, high: float) -> None:
         """A dashed line that cuts a tensor's legs into two groups."""
-        self.ax.plot([x, x], [low, high], color=VERMILION, lw=1.2, ls="--", zorder=5)
+        self.ax.plot([x, x], [low, high], color=VERMILION, lw=1.2, ls="--", zorder=2)
         self._reach((x, low), (x, high))
 
-    def text(self, x: float, y: float, words: str) -> None:
-        """Words or a sign in the diagram."""
-        self.ax.text(x, y, words, ha="center", va="center", fontsize=9)
-        self._reach((x, y))
-
     def _reach(self, *points) -> None:
-        """Let the axes hold these points too."""
+        """The diagram holds these points too."""
         self._points += points
+
+    @property
+    def extent(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """((left, right), (low, high)) of everything drawn."""
         xs, ys = zip(*self._points)
-        self.ax.set_xlim(min(xs) - 0.1, max(xs) + 0.1)
-        self.ax.set_ylim(min(ys) - 0.1, max(ys) + 0.1)
+        return (min(xs) - 0.1, max(xs) + 0.1), (min(ys) - 0.1, max(ys) + 0.1)
+
+
+def align(*diagrams: Diagram) -> None:
+    """Show all diagrams at one scale, each in the middle of its axes."""
+    width, height = (max(high - low for low, high in sides) for sides in zip(*(diagram.extent for diagram in diagrams)))
+    for diagram in diagrams:
+        (left, right), (low, high) = diagram.extent
+        diagram.ax.set_xlim((left + right - width) / 2, (left + right + width) / 2)
+        diagram.ax.set_ylim((low + high - height) / 2, (low + high + height) / 2)

@@ -122,7 +122,8 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
             # Files of this user instead of ports of this machine: no two kernels meet, and no warning on the page.
             local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
             papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
-                                       progress_bar=bar, cwd=job.section.path.parent, config=local)
+                                       progress_bar=bar, cwd=job.section.path.parent, config=local,
+                                       coalesce_streams=True)
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
         problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "

@@ -68,7 +68,7 @@ def render(stage: Path, output: Path, say=print) -> Path:
     say("pages: rendering")
     record.unlink(missing_ok=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(stage),
-               "--path-output", str(output), "-W", "--keep-going"]
+               "--path-output", str(output), "-W", "--keep-going", "--all"]  # all: a page read anew is never stale
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (html / "index.html").is_file():
         words = [line for line in (done.stdout + done.stderr).splitlines()
