@@ -232,7 +232,7 @@ def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, toleranc
         errors = []
         with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
             factors = fit(kernel.double() / norm, rng, lambda _, error: errors.append(float(error)))
-        converged = len(errors) > 2 and abs(errors[-2] - errors[-1]) < tolerance
+        converged = abs(errors[-2] - errors[-1]) < tolerance
         largest = float(terms(factors).max())
         factors = _cast(kernel, *(factor * norm.to(factor) ** (1 / 4) for factor in factors))
         fitted = kind(tuple(kernel.shape), factors, tuple(errors[1:]), math.nan, converged, largest)
