@@ -1,8 +1,8 @@
 """The tensor networks of a kernel (Figure 3), and the higher-order SVD (Figure 4).
 
-Tucker, tensor train and the structured kernels come from singular value decompositions in float64, through which
-gradients flow. CP and the tensor ring are fitted by alternating least squares: no gradient goes through the fit, and
-the factors that come out have none until they are asked to.
+Tucker, tensor train and the structured kernels come from singular value decompositions in float64, and gradients flow
+through them where the singular values are distinct and not zero. CP and the tensor ring are fitted by alternating least
+squares: no gradient goes through the fit, and the factors that come out have none until they are asked to.
 """
 
 import math
@@ -60,8 +60,8 @@ def hosvd(kernel: torch.Tensor, ranks=None, sequential: bool = False) -> TuckerF
     `ranks`: four, in the order OUT, IN, KH, KW; none: full, and then the core's matrix at a mode n obeys
     GₙGₙᵀ = diag(sₙ²), so that Gₙ divided by sₙ is an isometry, and UₙUₙᵀ = 1 where n is no longer than its max_rank.
     `sequential`: truncate each mode before the next is decomposed; the squared error is then the sum of the squares of
-    all discarded `.singular_values`, otherwise at most that. Truncated, it is within a factor 2 of the nearest kernel
-    of these ranks; nothing is iterated (no HOOI). Raises `ValueError` for a rank above its mode's max_rank.
+    all discarded `.singular_values`, otherwise at most that. Either error is at most twice the least of these ranks;
+    nothing is iterated (no HOOI). Raises `ValueError` for a rank above its mode's max_rank.
     Source: Figures 3 and 4; De Lathauwer et al. 2000; sequential: Vannieuwenhoven et al. 2012.
     """
     check_kernel(kernel)
@@ -140,7 +140,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class RingFactors(Fit, ChainFactors):
-    """A fitted `ChainFactors` with its `Fit`. Its terms are the trains at each value of the closing bond."""
+    """A fitted `ChainFactors` with its `Fit`. Its terms are the trains at each value of the closing bond.
+
+    The bonds are in the basis that the fit left; in another one of the closing bond the terms have other norms.
+    """
 
 
 def tensor_ring(kernel: torch.Tensor, ranks, seed: int = 0, starts: int = 3, max_iterations: int = 100,
@@ -229,7 +232,7 @@ def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, toleranc
         errors = []
         with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
             factors = fit(kernel.double() / norm, rng, lambda _, error: errors.append(float(error)))
-        converged = len(errors) > 2 and abs(errors[-2] - errors[-1]) < tolerance
+        converged = abs(errors[-2] - errors[-1]) < tolerance
         largest = float(terms(factors).max())
         factors = _cast(kernel, *(factor * norm.to(factor) ** (1 / 4) for factor in factors))
         fitted = kind(tuple(kernel.shape), factors, tuple(errors[1:]), math.nan, converged, largest)
