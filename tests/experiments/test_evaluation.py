@@ -135,7 +135,7 @@ def test_autocast_and_tf32_do_not_reach_it(tf32):
 # ---- bad input ---------------------------------------------------------------------------------------------------
 
 BAD = {
-    "split": (lambda: evaluate(network(), dataset(), split="val"), "unknown split 'val': it takes 'test', 'val"),
+    "split": (lambda: evaluate(network(), dataset(), split="val"), "unknown split 'val': it takes 'test'"),
     "empty-split": (lambda: evaluate(network(), dataset(train=9), split="validation"), "has no validation images"),
     "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(50, 4\) .*at least 5 classes"),
     "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(50, 5, 16, 16\) for a batch of 50"),
