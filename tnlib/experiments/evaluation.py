@@ -52,7 +52,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
         raise ValueError(f"{dataset!r} has no {split} images")
     preprocess = preprocess or to_unit_floats
     parameter = next(model.parameters(), torch.empty(0))
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm is in a mode of its own
     model.eval()
     correct, loss = [], 0.0
     try:
@@ -67,5 +67,6 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
                 correct.append((logits.argmax(1) == target).cpu().numpy())
                 loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return Evaluation(np.concatenate(correct), loss / len(labels))

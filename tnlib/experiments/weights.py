@@ -92,6 +92,9 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
-    model = network(card["model"]).build(**card["architecture"])
-    model.load_state_dict(tensors)
+    try:
+        model = network(card["model"]).build(**card["architecture"])
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not the network that its card describes: {error}") from None
     return model.eval()

@@ -1,0 +1,149 @@
+"""Accuracy and loss against torch one image after another; nothing about the model or the batches leaks into them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tnlib import Dataset, evaluate
+from tnlib.experiments.evaluation import exact_float32, to_unit_floats
+from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.torchvision_compat import import_torchvision
+
+
+def dataset(n=50, classes=5, side=16, train=60):
+    random = np.random.RandomState(0)
+    arrays = {}
+    for split, count in (("test", n), ("train", train)):
+        arrays[f"{split}_images"] = random.randint(0, 256, (count, side, side, 3)).astype(np.uint8)
+        arrays[f"{split}_labels"] = random.permutation(np.arange(count) % classes)
+    return Dataset(**arrays)
+
+
+def network(classes=5, side=16):
+    torch.manual_seed(0)
+    return Vanilla(classes, (4, 4, 4, 4), hidden=8, image_size=side)
+
+
+class Answers(nn.Module):
+    """Class k for images whose first byte is k, from the batch as `preprocess` gives it."""
+
+    def forward(self, batch):
+        return F.one_hot(batch[:, 0, 0, 0].long(), 5).float()
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "train"])
+def test_against_one_image_after_another(split):
+    data, model = dataset(), network().eval()
+    to_tensor = import_torchvision().transforms.functional.to_tensor
+    images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+    with torch.no_grad():
+        logits = torch.cat([model(to_tensor(image)[None]) for image in images])
+    found = evaluate(model, data, split=split)
+    assert np.array_equal(found.correct, logits.argmax(1).numpy() == labels)
+    assert found.correct.dtype == bool and 0 < found.correct.sum() < len(labels)
+    assert found.accuracy == found.correct.sum() / len(labels) and isinstance(found.accuracy, float)
+    assert found.loss == pytest.approx(nn.CrossEntropyLoss()(logits, torch.from_numpy(labels)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 1000])
+def test_the_batch_size_does_not_matter(batch_size):
+    data, model = dataset(), network()
+    expected, found = evaluate(model, data, batch_size=25), evaluate(model, data, batch_size=batch_size)
+    assert np.array_equal(found.correct, expected.correct) and found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_correct_is_in_the_data_sets_order_and_preprocess_is_applied():
+    data = dataset()
+    data.test_images[:, 0, 0, 0] = data.test_labels
+    wrong = [0, 13, 31, 49]
+    data.test_images[wrong, 0, 0, 0] = (data.test_labels[wrong] + 1) % 5
+    seen = []
+
+    def preprocess(batch):
+        seen.append((batch.dtype, batch.shape[1:], len(batch)))
+        return batch.permute(0, 3, 1, 2)
+
+    found = evaluate(Answers(), data, preprocess, batch_size=20)
+    assert np.flatnonzero(~found.correct).tolist() == wrong and found.accuracy == 46 / 50
+    assert seen == [(torch.uint8, (16, 16, 3), n) for n in (20, 20, 10)]
+
+
+def test_to_unit_floats_is_torchvisions_and_channels_last():
+    images = dataset().test_images
+    ours = to_unit_floats(torch.from_numpy(images))
+    theirs = torch.stack([import_torchvision().transforms.functional.to_tensor(image) for image in images])
+    assert torch.equal(ours, theirs) and ours.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- what stays as it is -----------------------------------------------------------------------------------------
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout, self.linear = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Linear(3 * 16 * 16, 5)
+
+    def forward(self, image):
+        return self.linear(self.dropout(self.norm(image)).flatten(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_is_in_eval_mode_and_leaves_every_layers_mode(training):
+    data, model = dataset(), Noisy().train(training)
+    model.norm.train(not training)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert evaluate(model, data).loss == evaluate(model, data).loss
+    assert (model.training, model.norm.training, model.dropout.training) == (training, not training, training)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_modes_are_restored_after_an_error():
+    model = Noisy().train()
+    with pytest.raises(RuntimeError):
+        evaluate(model, dataset(side=8))
+    assert model.training and model.dropout.training
+
+
+def test_nothing_is_kept_for_gradients():
+    model, outputs = network(), []
+    model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    evaluate(model, dataset())
+    assert [output.requires_grad for output in outputs] == [False]
+
+
+@pytest.fixture
+def tf32():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_autocast_and_tf32_do_not_reach_it(tf32):
+    data, model = dataset(), network()
+    expected = evaluate(model, data).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert evaluate(model, data).loss == expected
+        with exact_float32():
+            assert not torch.is_autocast_enabled("cpu")
+            assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+BAD = {
+    "split": (lambda: evaluate(network(), dataset(), split="val"), "unknown split 'val': it takes 'test'"),
+    "empty-split": (lambda: evaluate(network(), dataset(train=9), split="validation"), "has no validation images"),
+    "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(50, 4\) .*at least 5 classes"),
+    "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(50, 5, 16, 16\) for a batch of 50"),
+    "other-length": (lambda: evaluate(nn.Flatten(0, 2), dataset()), r"it must be \(N, classes\)"),
+}
+
+
+@pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,211 @@
+"""Weights and their cards: what is saved is what is loaded, and nothing else is."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tnlib import Dataset, evaluate, load_dataset, load_model
+from tnlib.experiments import weights
+from tnlib.experiments.datasets import CIFAR
+from tnlib.experiments.files import PUBLISHED, atomic_path, write_json
+from tnlib.experiments.networks import Vanilla, network
+from tnlib.experiments.weights import find_weights, published_networks, read_card, save_weights, trained_seeds
+
+ARCHITECTURE = {"channels": [2, 3, 4, 5], "classes": 3, "hidden": 4, "image_size": 16}
+CARD = {"model": "vanilla", "dataset": "mine", "seed": 0, "architecture": ARCHITECTURE, "test_accuracy": 0.5}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "published", tmp_path / "own"))
+    return weights.FOLDERS
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return Vanilla(**ARCHITECTURE)
+
+
+def save(folder, seed=0, model=None):
+    path = folder / f"vanilla-mine-s{seed}.safetensors"
+    save_weights(model or small(seed), path, CARD | {"seed": seed})
+    return path
+
+
+# ---- saving and loading ------------------------------------------------------------------------------------------
+
+def test_what_is_saved_is_loaded(folders):
+    model = small().train()
+    path = folders[0] / "vanilla-mine-s0.safetensors"
+    card = save_weights(model, path, CARD)
+    loaded = load_model("vanilla", "mine")
+    assert not any(module.training for module in loaded.modules())
+    assert loaded.state_dict().keys() == model.state_dict().keys() == load_file(path).keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(load_file(path)[name], tensor)
+    expected = CARD | {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert card == expected == json.loads(path.with_suffix(".json").read_text()) == read_card(path)
+    assert sorted(file.name for file in folders[0].iterdir()) == ["vanilla-mine-s0.json", path.name]
+
+
+def test_any_memory_layout_is_saved_as_the_same_bytes(folders):
+    first = save(folders[0], model=small()).read_bytes()
+    assert save(folders[1], model=small().to(memory_format=torch.channels_last)).read_bytes() == first
+
+
+def test_published_weights_come_before_your_own(folders):
+    published, own, other = save(folders[0]), save(folders[1], model=small(7)), save(folders[1], seed=1)
+    assert find_weights("vanilla", "mine") == published and find_weights("vanilla", "mine", 1) == other
+    assert torch.equal(load_model("vanilla", "mine").conv1.weight, small(0).conv1.weight)
+    published.unlink()
+    assert find_weights("vanilla", "mine") == own
+
+
+def test_seeds_are_numbers_of_the_published_networks_else_of_your_own(folders):
+    for seed in (10, 2, 0):
+        save(folders[1], seed)
+    (folders[1] / "vanilla-mine-sX.safetensors").touch()
+    (folders[1] / "vanilla-mine2-s5.safetensors").touch()
+    assert trained_seeds("vanilla", "mine") == [0, 2, 10]
+    save(folders[0], 3)
+    assert trained_seeds("vanilla", "mine") == [3]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("where", [0, 8, 200, 0.5, -1], ids=["length", "header", "header-200", "middle", "last"])
+def test_one_other_byte_is_one_clear_error(folders, where):
+    path = save(folders[0])
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content)) if isinstance(where, float) else where] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is corrupt or was altered: its sha256 is .* its card says"):
+        load_model("vanilla", "mine")
+
+
+def test_truncated_weights_are_refused(folders):
+    path = save(folders[0])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"{path} is corrupt or was altered"):
+        load_model("vanilla", "mine")
+
+
+def test_weights_without_a_card_are_refused(folders):
+    path = save(folders[0])
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} has no card: {path.with_suffix('.json')} is missing"):
+        load_model("vanilla", "mine")
+
+
+CARDS = {
+    "no-json": ("{", "card .*vanilla-mine-s0.json is not valid JSON"),
+    "no-sha256": (json.dumps(CARD), "its card says None"),
+    "other-channels": ({"architecture": ARCHITECTURE | {"channels": [2, 3, 4, 6]}}, "not the network that its card"),
+    "unknown-argument": ({"architecture": ARCHITECTURE | {"depth": 3}}, "not the network that its card.*depth"),
+    "unknown-model": ({"model": "vanila"}, "not the network that its card.*unknown network 'vanila'"),
+    "no-architecture": ({"architecture": None}, "not the network that its card"),
+}
+
+
+@pytest.mark.parametrize("change, message", CARDS.values(), ids=CARDS)
+def test_a_card_that_does_not_describe_the_weights_is_refused(folders, change, message):
+    path = save(folders[0])
+    text = change if isinstance(change, str) else json.dumps(read_card(path) | change)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_model("vanilla", "mine")
+
+
+def test_what_is_no_safetensors_file_is_refused_even_with_its_card(folders):
+    path = save(folders[0])
+    path.write_bytes(b"not weights")
+    write_json(path.with_suffix(".json"), CARD | {"sha256": hashlib.sha256(b"not weights").hexdigest()})
+    with pytest.raises(ValueError, match=f"{path} cannot be read as safetensors"):
+        load_model("vanilla", "mine")
+
+
+@pytest.mark.parametrize("call", [load_model, find_weights], ids=["load_model", "find_weights"])
+def test_missing_weights_say_how_to_train_them(folders, call):
+    with pytest.raises(FileNotFoundError, match="train them with: tnlib train vanilla cifar100 --seed 7") as caught:
+        call("vanilla", "cifar100", 7)
+    assert all(str(folder) in str(caught.value) for folder in folders)
+    with pytest.raises(FileNotFoundError, match="tnlib train vanilla cifar100 --seed 0"):
+        trained_seeds("vanilla", "cifar100")
+
+
+def test_an_unknown_network_is_named():
+    with pytest.raises(ValueError, match="unknown network 'vanila'"):
+        load_model("vanila", "shapes")
+
+
+# ---- writing a file ----------------------------------------------------------------------------------------------
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    write_json(path, {"α": 1})
+    assert path.stat().st_mode & 0o777 == 0o644 and "α" in path.read_text(encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half of")
+        assert json.loads(path.read_text()) == {"α": 1}
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"α": 1} and list(path.parent.iterdir()) == [path]
+
+
+# ---- the published weights ---------------------------------------------------------------------------------------
+
+NAMES = sorted(path.stem for path in (PUBLISHED / "weights").glob("*.safetensors"))
+each_published = pytest.mark.parametrize("name", NAMES)
+
+
+def card_of(name):
+    return read_card(PUBLISHED / "weights" / f"{name}.safetensors")
+
+
+def test_published_networks_are_the_files_and_their_cards():
+    assert [card["file"] for card in published_networks()] == [f"{name}.safetensors" for name in NAMES]
+    assert {path.stem for path in (PUBLISHED / "weights").glob("*.json")} == set(NAMES) >= {"vanilla-shapes-s0"}
+
+
+@each_published
+def test_published_weights_load_and_are_what_their_card_says(name):
+    card = card_of(name)
+    assert name == f"{card['model']}-{card['dataset']}-s{card['seed']}"
+    model = load_model(card["model"], card["dataset"], card["seed"])
+    assert sum(p.numel() for p in model.parameters()) == card["parameters"]
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+@each_published
+def test_published_cards_say_how_the_weights_came_about(name):
+    card = card_of(name)
+    path = PUBLISHED / "weights" / card["file"]
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = network(card["model"])
+    assert card["recipe"] == dataclasses.asdict(entry.recipes.get(card["dataset"], entry.recipe))
+    assert [row["epoch"] for row in card["history"]] == list(range(1, card["recipe"]["epochs"] + 1))
+    assert 1 / card["architecture"]["classes"] < card["test_accuracy"] <= 1 and card["test_loss"] > 0
+    assert re.fullmatch("[0-9a-f]{40}", card["git_commit"]), "published weights come from committed code"
+    assert {"python", "torch", "numpy"} <= card["versions"].keys() and card["threads"] >= 1 and card["device"]
+    if card["dataset"] in CIFAR:
+        assert card["core_fingerprint"] == CIFAR[card["dataset"]][3]
+        assert card["images"] == {"train": 45_000, "validation": 5_000, "test": 10_000}
+
+
+@pytest.mark.cifar
+@pytest.mark.parametrize("dataset", sorted({name.split("-")[1] for name in NAMES} & CIFAR.keys()))
+def test_published_accuracy_is_that_of_the_weights(dataset):
+    """On 1,000 images, to within four standard errors."""
+    images = load_dataset(dataset)
+    chosen = images.subset(1000, seed=0)
+    some = Dataset(images.test_images[chosen], images.test_labels[chosen])
+    for card in (card for card in published_networks() if card["dataset"] == dataset):
+        found = evaluate(load_model(card["model"], dataset, card["seed"]), some).accuracy
+        expected = card["test_accuracy"]
+        assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 1000)), card["file"]
