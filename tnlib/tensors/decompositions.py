@@ -230,7 +230,7 @@ def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, toleranc
     rng, found = np.random.RandomState(seed), []  # one for all starts: a further one changes none before it
     for _ in range(starts):
         errors = []
-        with tensorly.backend_context("pytorch", local_threadsafe=True), torch.no_grad():
+        with tensorly.backend_context("pytorch", local_threadsafe=True):
             factors = fit(kernel.double() / norm, rng, lambda _, error: errors.append(float(error)))
         converged = abs(errors[-2] - errors[-1]) < tolerance
         largest = float(terms(factors).max())
