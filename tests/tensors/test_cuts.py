@@ -238,9 +238,9 @@ def test_results_keep_the_dtype(cut, dtype):
     assert torch.equal(short.to_kernel(), truncate(kernel, cut, 2))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_results_keep_the_device():
-    kernel = gaussian().cuda()
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_results_keep_the_device(device):
+    kernel = gaussian().to(device)
     for cut in CUTS:
         for result in (truncate(kernel, cut, 2), singular_values(kernel, cut), *factorize(kernel, cut, 2).factors):
             assert result.device == kernel.device

@@ -123,7 +123,8 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
             local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
             papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
                                        progress_bar=bar, cwd=job.section.path.parent, config=local,
-                                       coalesce_streams=True)
+                                       coalesce_streams=True,
+                                       extra_arguments=["--log-level=50"])  # its end is no error to report
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
         problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "
