@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,12 @@ def test_notebooks_import_only_the_interface(notebook):
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     ours = {name for name in imported(code) if name.split(".")[0] == "tnlib"}
     assert ours and ours <= {"tnlib", "tnlib.notebook", *(f"tnlib.{name}" for name in tnlib.__all__)}
+
+
+def test_the_readme_lists_the_interface():
+    rows = [line.split("|")[1] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+            if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert set(tnlib.__all__) <= listed
+    for name in set(tnlib.__all__) - {"CUTS"}:
+        assert len(getattr(tnlib, name).__doc__.split()) > 5
