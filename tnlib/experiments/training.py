@@ -1,6 +1,7 @@
 """Training: whole batches augmented as tensors, one checkpoint an epoch, the same run whether interrupted or not."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -27,8 +28,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     They go to `folder`, by default runs/weights/, as `<model>-<dataset>-s<seed>.safetensors` and `.json`. After
     every epoch a checkpoint is written beside them; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
-    in eval mode. Raises `ValueError` for an unknown network, a data set without training images, or a checkpoint
-    of another recipe.
+    in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
+    are not square, or a checkpoint that is corrupt or of another recipe.
     """
     entry = network(model)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -36,6 +37,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     if len(dataset.train_labels) < recipe.batch_size:
         raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
                          f"{recipe.batch_size} is needed")
+    if dataset.train_images.shape[1] != dataset.train_images.shape[2]:
+        raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(folder or RUNS / "weights") / f"{stem(model, dataset.name, seed)}.safetensors"
 
@@ -156,8 +159,16 @@ def _write_checkpoint(path, module, optimizer, identity, history, seconds) -> No
     for name, parameter in module.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     header = {"identity": json.dumps(identity), "history": json.dumps(history), "seconds": str(seconds)}
+    header["sha256"] = _digest(header, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+
+
+def _digest(header, tensors) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
@@ -165,10 +176,12 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
         return [], 0.0
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata()
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
+    if header.pop("sha256", None) != _digest(header, tensors):
+        raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
     if json.loads(header["identity"]) != json.loads(json.dumps(identity)):
         raise ValueError(f"the checkpoint {path} belongs to another recipe, network or data set; "
                          "remove it to start anew")

@@ -1,0 +1,340 @@
+"""Training: one run whether interrupted or not, against a plain loop of torch, and a card that says what was done."""
+
+import dataclasses
+import datetime
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tnlib import Dataset, evaluate, load_model, train
+from tnlib.experiments import provenance, training, weights
+from tnlib.experiments.networks import NETWORKS, Network, Recipe, Vanilla
+from tnlib.experiments.training import augment, learning_rate
+
+RECIPE = Recipe(epochs=3, batch_size=12, peak_lr=0.1, crop_padding=2)
+STEM = "tiny-mine-s0"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", Network(Vanilla, {"channels": (4, 5, 6, 7), "hidden": 8}, RECIPE))
+
+
+def dataset(train=60, seed=0, name="mine", side=16):
+    random = np.random.RandomState(seed)
+    draw = lambda n: random.randint(0, 256, (n, side, side, 3)).astype(np.uint8)
+    return Dataset(draw(30), np.arange(30) % 3, draw(train), random.permutation(np.arange(train) % 3), name=name)
+
+
+def run(folder, data=None, **options):
+    """Train, and return the bytes of the weights and the card."""
+    train("tiny", data or dataset(), folder=folder, device="cpu", progress=False, **options)
+    path = folder / f"tiny-mine-s{options.get('seed', 0)}.safetensors"
+    return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+
+
+class Interrupted(BaseException):
+    """Not an Exception, as a KeyboardInterrupt is not."""
+
+
+def interrupt(monkeypatch, name, call):
+    """Raise at the given call of a function of the module, counted from 1; before it does anything."""
+    original, calls = getattr(training, name), []
+
+    def function(*arguments, **options):
+        calls.append(None)
+        if len(calls) == call:
+            raise Interrupted
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(training, name, function)
+
+
+# ---- the same run whether interrupted or not ---------------------------------------------------------------------
+
+# 54 images are left for training: four steps an epoch.
+PLACES = {"before-the-first-checkpoint": ("augment", 3), "in-the-second-epoch": ("augment", 6),
+          "while-evaluating": ("evaluate", 2), "before-the-second-checkpoint": ("_write_checkpoint", 2),
+          "in-the-last-step": ("augment", 12), "while-saving": ("save_weights", 1)}
+
+
+@pytest.mark.parametrize("name, call", PLACES.values(), ids=PLACES)
+def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, monkeypatch, name, call):
+    expected, card = run(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, name, call)
+        run(tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / f"{STEM}.safetensors").exists()
+    torch.manual_seed(99)
+    found, resumed = run(tmp_path / "resumed")
+    assert found == expected and resumed["history"] == card["history"]
+    assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == [f"{STEM}.json", f"{STEM}.safetensors"]
+
+
+def test_a_resumed_run_does_not_repeat_what_was_done(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, "augment", 10)
+        run(tmp_path)
+    calls = []
+    monkeypatch.setattr(training, "augment", lambda *arguments: calls.append(None) or augment(*arguments))
+    run(tmp_path)
+    assert len(calls) == 4, "of three epochs two had been finished"
+
+
+def test_the_seed_is_all_that_matters(tmp_path):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, _ = run(tmp_path / "first")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert run(tmp_path / "again")[0] == first
+    assert run(tmp_path / "other", seed=1)[0] != first
+
+
+def test_held_out_and_test_images_do_not_reach_the_weights(tmp_path):
+    ours, other = dataset(), dataset()
+    for images in (other.validation_images, other.test_images):
+        images[:] = 255 - images
+    (first, card), (second, other_card) = run(tmp_path / "first", ours), run(tmp_path / "second", other)
+    assert first == second
+    assert card["test_loss"] != other_card["test_loss"]
+
+
+# ---- checkpoints that are refused --------------------------------------------------------------------------------
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, "_write_checkpoint", 3)
+        run(tmp_path)
+    return tmp_path / f"{STEM}.checkpoint"
+
+
+OTHERS = {
+    "recipe": lambda: dict(recipe=dataclasses.replace(RECIPE, peak_lr=0.2)),
+    "epochs": lambda: dict(recipe=dataclasses.replace(RECIPE, epochs=4)),
+    "images": lambda: dict(data=dataset(seed=1)),
+    "network": lambda: NETWORKS["tiny"].arguments.update(hidden=9) or {},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_checkpoint_of_another_run_is_refused_and_kept(checkpoint, other):
+    before = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=f"{checkpoint} belongs to another recipe.*remove it to start anew"):
+        run(checkpoint.parent, **other())
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):
+    whole = checkpoint.read_bytes()
+    places = [7, *range(8, len(whole), 97), len(whole) - 1]
+    altered = [whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:] for k in places]
+    for content in [*altered, whole[:-1], whole[:100], b"", b"no checkpoint"]:
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{checkpoint} cannot be read.*remove it to start anew"):
+            run(checkpoint.parent)
+    checkpoint.write_bytes(whole)
+    run(checkpoint.parent)
+
+
+# ---- what is done in a step --------------------------------------------------------------------------------------
+
+def test_against_a_plain_loop(tmp_path, monkeypatch):
+    """One batch an epoch, so that the order does not matter: torch's SGD, OneCycleLR, clipping and label smoothing."""
+    monkeypatch.setattr(training, "_autocast", lambda device: ("cpu", False))
+    data = dataset(train=40)
+    recipe = Recipe(epochs=10, batch_size=36, peak_lr=0.3, warmup=0.3, weight_decay=0.01, label_smoothing=0.1,
+                    clip_norm=0.1, crop_padding=0, flip=False)
+    found = train("tiny", data, seed=3, recipe=recipe, folder=tmp_path, device="cpu", progress=False)
+
+    torch.manual_seed(3)
+    model = Vanilla(3, (4, 5, 6, 7), hidden=8, image_size=16)
+    images = torch.from_numpy(data.train_images / 255).permute(0, 3, 1, 2).float()
+    model.normalize.mean[:] = images.mean((0, 2, 3), keepdim=True)[0]
+    model.normalize.std[:] = images.std((0, 2, 3), keepdim=True, correction=0)[0]
+    groups = [{"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0},
+              {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01}]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
+    schedule = triangle(optimizer, 10, recipe)
+    criterion, labels = nn.CrossEntropyLoss(label_smoothing=0.1), torch.from_numpy(data.train_labels)
+    norms, history = [], []
+    for _ in range(10):
+        optimizer.zero_grad()
+        logits = model(images)
+        loss = criterion(logits, labels)
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1).item())
+        optimizer.step()
+        schedule.step()
+        history.append([loss.item(), (logits.argmax(1) == labels).float().mean().item()])
+    assert max(norms) > 0.15, "or clipping is not tested"
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    card = json.loads((tmp_path / "tiny-mine-s3.json").read_text())
+    found_history = [[row["train_loss"], row["train_accuracy"]] for row in card["history"]]
+    np.testing.assert_allclose(found_history, history, atol=1e-4)
+
+
+def triangle(optimizer, steps, recipe):
+    """torch's one cycle with its peak at `warmup` of the steps; it ends one step after the last that is taken."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.peak_lr, total_steps=steps + 1, pct_start=(recipe.warmup * steps + 1) / (steps + 1),
+        anneal_strategy="linear", cycle_momentum=False, div_factor=1e12, final_div_factor=1e12)
+
+
+@pytest.mark.parametrize("steps, warmup", [(10, 0.3), (100, 0.2), (7, 0.5)])
+def test_the_learning_rate_is_a_triangle(steps, warmup):
+    recipe = dataclasses.replace(RECIPE, peak_lr=0.4, warmup=warmup)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = triangle(optimizer, steps, recipe)
+    for step in range(steps):
+        assert learning_rate(step, steps, recipe) == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        schedule.step()
+    assert learning_rate(0, steps, recipe) == learning_rate(steps, steps, recipe) == 0
+    assert learning_rate(warmup * steps, steps, recipe) == 0.4
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_augment_draws_every_crop_and_flip_equally_often(flip):
+    """All crops of 4×4 out of 6×6, and their mirror images, by a plain loop; each to within five standard errors."""
+    padded = torch.arange(6 * 6 * 3, dtype=torch.uint8).view(6, 6, 3)
+    possible = {}
+    for top in range(3):
+        for left in range(3):
+            for mirrored in range(1 + flip):
+                crop = padded.numpy()[top:top + 4, left:left + 4]
+                possible[(crop[:, ::-1] if mirrored else crop).tobytes()] = 0
+    n = 500 * len(possible)
+    batch = augment(padded.expand(n, 6, 6, 3), 4, flip, torch.Generator().manual_seed(0))
+    assert batch.dtype == torch.uint8 and batch.shape == (n, 4, 4, 3)
+    for image in batch.numpy():
+        possible[image.tobytes()] += 1
+    assert max(abs(count - 500) for count in possible.values()) < 5 * np.sqrt(500)
+
+
+def test_augment_keeps_each_image_in_its_place():
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 6, 6, 3)
+    assert torch.equal(augment(images, 4, True, torch.Generator().manual_seed(0)), images[:, :4, :4])
+
+
+def test_an_epoch_goes_through_the_images_in_an_order_of_its_own(tmp_path, monkeypatch):
+    data, seen = dataset(), []
+    data.train_images[:] = np.arange(54)[:, None, None, None]
+
+    def recorded(images, *arguments):
+        seen.extend(images[:, 8, 8, 0].tolist())
+        return augment(images, *arguments)
+
+    monkeypatch.setattr(training, "augment", recorded)
+    run(tmp_path, data)
+    epochs = np.array(seen).reshape(3, 48)
+    assert all(len(set(epoch)) == 48 for epoch in epochs.tolist())
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+    assert not np.array_equal(epochs[0], np.sort(epochs[0]))
+
+
+def test_crops_are_padded_with_black(tmp_path, monkeypatch):
+    data, seen = dataset(), []
+    data.train_images[:] = 100 + np.arange(54)[:, None, None, None]
+    monkeypatch.setattr(training, "augment", lambda *arguments: seen.append(arguments[0]) or augment(*arguments))
+    run(tmp_path, data)
+    assert seen[0].shape == (12, 20, 20, 3) and (seen[0][:, 2:-2, 2:-2] >= 100).all()
+    for border in (seen[0][:, :2], seen[0][:, -2:], seen[0][:, :, :2], seen[0][:, :, -2:]):
+        assert not border.any()
+
+
+def test_it_learns(tmp_path):
+    data = dataset(train=200)
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        images[:] = images // 4 + 60 * labels[:, None, None, None]
+    _, card = run(tmp_path, data, recipe=dataclasses.replace(RECIPE, epochs=8))
+    assert card["test_accuracy"] > 0.9 and card["history"][-1]["train_loss"] < card["history"][0]["train_loss"]
+
+
+# ---- the weights and the card ------------------------------------------------------------------------------------
+
+def test_the_card_says_what_was_done(tmp_path):
+    data = dataset()
+    model = train("tiny", data, seed=5, folder=tmp_path, device="cpu", progress=False)
+    card = json.loads((tmp_path / "tiny-mine-s5.json").read_text())
+    assert not model.training and card["recipe"] == dataclasses.asdict(RECIPE)
+    assert (card["model"], card["dataset"], card["seed"]) == ("tiny", "mine", 5)
+    assert card["architecture"] == {"channels": [4, 5, 6, 7], "hidden": 8, "classes": 3, "image_size": 16}
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["fingerprint"] == data.fingerprint and card["core_fingerprint"] == data.core_fingerprint
+    assert card["images"] == {"train": 54, "validation": 6, "test": 30}
+    for split in ("test", "train"):
+        found = evaluate(model, data, split=split)
+        assert card[f"{split}_accuracy"] == found.accuracy and card[f"{split}_loss"] == pytest.approx(found.loss)
+    held_out = evaluate(model, data, split="validation")
+    assert [row["epoch"] for row in card["history"]] == [1, 2, 3]
+    assert card["history"][-1]["validation_accuracy"] == pytest.approx(held_out.accuracy, abs=1e-5)
+    assert card["history"][-1]["validation_loss"] == pytest.approx(held_out.loss, abs=1e-5)
+    assert {"train_loss", "train_accuracy"} < card["history"][0].keys()
+    assert card["train_seconds"] >= 0 and card["threads"] == 1 and card["device"]
+    started, finished = (datetime.datetime.fromisoformat(card[key]) for key in ("last_started", "finished"))
+    assert started <= finished and finished.utcoffset() == datetime.timedelta(0)
+    assert card["versions"]["torch"] == torch.__version__ and card["versions"]["numpy"] == np.__version__
+    assert card["git_commit"] == provenance.git_commit()
+
+
+def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-C", tmp_path,
+                                         *words], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.git_commit() is None
+    (tmp_path / "file").write_text("one")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "one")
+    (tmp_path / "made").write_text("not tracked")
+    assert provenance.git_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert provenance.git_commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_by_default_weights_go_below_runs_and_are_found_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "published", tmp_path / "weights"))
+    model = train("tiny", dataset(), device="cpu", progress=False)
+    loaded = load_model("tiny", "mine")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert model.conv2.weight.is_contiguous() and capsys.readouterr() == ("", "")
+
+
+def test_a_data_set_may_have_a_recipe_of_its_own(tmp_path, monkeypatch):
+    own = dataclasses.replace(RECIPE, epochs=1)
+    monkeypatch.setitem(NETWORKS["tiny"].recipes, "mine", own)
+    assert run(tmp_path)[1]["recipe"] == dataclasses.asdict(own)
+    train("tiny", dataset(name="yours"), folder=tmp_path, device="cpu", progress=False)
+    assert json.loads((tmp_path / "tiny-yours-s0.json").read_text())["recipe"] == dataclasses.asdict(RECIPE)
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+BAD = {
+    "network": (lambda folder: train("tinny", "shapes", folder=folder), "unknown network 'tinny'"),
+    "data-set": (lambda folder: train("tiny", "shape", folder=folder), "unknown data set 'shape'"),
+    "too-few": (lambda folder: run(folder, dataset(train=12)),
+                r"'mine': 11 train, .* has 11 training images; at least one batch of 12 is needed"),
+    "no-train": (lambda folder: run(folder, Dataset(np.zeros((3, 16, 16, 3), np.uint8), [0, 1, 2])), "has 0 training"),
+    "oblong": (lambda folder: run(folder, Dataset(*[np.zeros((30, 16, 32, 3), np.uint8), np.arange(30) % 3] * 2)),
+               r"square images.* has \(16, 32\)"),
+    "size": (lambda folder: run(folder, dataset(side=20)), "image size divisible by 16, got .*image_size=20"),
+    "diverged": (lambda folder: run(folder, recipe=dataclasses.replace(RECIPE, peak_lr=1e25, clip_norm=1e25)),
+                 r"diverged in epoch 1 \(loss (nan|inf)\): lower the learning rate, 1e\+25"),
+}
+
+
+@pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
+def test_bad_input_is_named_and_nothing_is_written(tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path)
+    assert not list(tmp_path.iterdir())
