@@ -79,6 +79,9 @@ NETWORKS = {
     # On shapes, six epochs of small batches are enough, and take half a minute on two cores.
     "vanilla": Network(Vanilla, {"channels": (32, 64, 128, 256)},
                        recipes={"shapes": Recipe(epochs=6, batch_size=64, peak_lr=0.05, crop_padding=2)}),
+    # The same network with width that does not grow with depth: controls for what looks like an effect of depth.
+    "vanilla-constant": Network(Vanilla, {"channels": (96, 96, 96, 96)}),
+    "vanilla-reversed": Network(Vanilla, {"channels": (128, 96, 64, 32)}),
 }
 
 
