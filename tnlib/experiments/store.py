@@ -1,0 +1,73 @@
+"""Results under way: one SQLite file a measurement, so that a kill, a full disk or a second run loses nothing.
+
+A row is a cell: its key, its place in the order of the table, its labels, and what was found. Each is written in a
+transaction of its own as it comes, and a key that is already there is left as it is.
+"""
+
+import json
+import sqlite3
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+WAIT_SECONDS = 60  # for another process that writes to the same file
+
+
+class StoreError(RuntimeError):
+    """Results could not be kept or read; what was kept is intact."""
+
+
+class Store:
+    """The cells of one measurement, at `path`. `identity`: what was measured, on what; another one is refused.
+
+    Raises `StoreError` naming the file when it cannot be written, is damaged, or belongs to another measurement.
+    """
+
+    def __init__(self, path, identity: dict):
+        self.path = Path(path)
+        identity = json.dumps(identity, sort_keys=True)
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._connection() as database:
+                database.execute("CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY, content TEXT NOT NULL)")
+                database.execute("CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, place INTEGER NOT NULL, "
+                                 "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL NOT NULL)")
+                database.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (identity,))
+                (found,) = database.execute("SELECT content FROM identity").fetchone()
+        if found != identity:
+            raise StoreError(f"{self.path} holds results of another measurement:\n  there: {found}\n  asked: {identity}\n"
+                             "Move it away to measure anew.")
+
+    def keys(self) -> set[str]:
+        """The keys of the cells that are done."""
+        with self._errors(), self._connection() as database:
+            return {key for (key,) in database.execute("SELECT key FROM cells")}
+
+    def add(self, key: str, place: int, labels: dict, correct: np.ndarray, loss: float) -> None:
+        """Keep one cell: `place` orders the table, `correct` is one bool an image."""
+        row = key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
+        with self._errors(), self._connection() as database:
+            database.execute("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?)", row)
+
+    def cells(self) -> list[tuple[str, dict, np.ndarray, float]]:
+        """(key, labels, packed bits, loss) of all cells in the order of the table."""
+        with self._errors(), self._connection() as database:
+            rows = database.execute("SELECT key, labels, correct, loss FROM cells ORDER BY place, key").fetchall()
+        return [(key, json.loads(labels), np.frombuffer(correct, dtype=np.uint8), loss)
+                for key, labels, correct, loss in rows]
+
+    @contextmanager
+    def _connection(self):
+        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as database:
+            database.execute("PRAGMA synchronous = FULL")
+            with database:  # one transaction, rolled back by an exception
+                yield database
+
+    @contextmanager
+    def _errors(self):
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"results cannot be kept in {self.path}: {error}. Is the folder writable, is the disk full? "
+                             "What was kept before is intact; the same command goes on from there.") from None
