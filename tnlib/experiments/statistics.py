@@ -1,235 +1,220 @@
-"""The statistics that the claims are judged by: paired accuracy drops, one-point ranks, intervals, rank correlations.
+"""Statistics of many cells: intervals over seeds and images, rank correlations that respect layers, several tests.
 
-A cell is one truncated network evaluated on the images of its untruncated one; a curve is the cells of one
-(layer, cut) down the rank grid. Accuracy drops and their bounds are in percentage points, accuracies are fractions.
+What is said of one network alone is in `drops`.
 """
 
 import itertools
 import math
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-MARGIN = 1.0  # points: a drop whose upper bound is not above it is harmless
-LEVEL = 0.95
+from .drops import LEVEL, MARGIN, check_bits, check_level
 
 
-# ---- per-image bits ----------------------------------------------------------------------------------------------
-
-def counts(before, after) -> dict:
-    """What per-image correctness says of cells: `images, correct, lost, gained, accuracy, accuracy_drop`.
-
-    `before`: bool (images,), of the untruncated network; `after`: bool (..., images), of one cell or many, and then
-    every value but `images` is an array (...). `lost` are right before and wrong after, `gained` the reverse,
-    `accuracy` is a fraction and `accuracy_drop` in points. Raises `ValueError` for anything but such bits.
-    """
-    before, after = _bits(before, "before"), _bits(after, "after")
-    if before.ndim != 1 or after.shape[-1] != before.size:
-        raise ValueError(f"before and after must be bits of the same images, (images,) and (..., images), "
-                         f"got {before.shape} and {after.shape}")
-    lost, gained, correct = (bits.sum(-1) for bits in (before & ~after, ~before & after, after))
-    return {"images": before.size, "correct": correct, "lost": lost, "gained": gained,
-            "accuracy": correct / before.size, "accuracy_drop": 100 * (lost - gained) / before.size}
-
-
-def pack_difference(correct, baseline) -> bytes:
-    """Bits of one cell, bool (images,), as the compressed difference from the untruncated network's.
-
-    Some 300 bytes for 10,000 images of which 2 % changed, 760 where 10 % did; 1,250 without compression.
-    """
-    correct, baseline = _bits(correct, "correct"), _bits(baseline, "baseline")
-    if correct.ndim != 1 or correct.shape != baseline.shape:
-        raise ValueError(f"correct and baseline must both be (images,), got {correct.shape} and {baseline.shape}")
-    return zlib.compress(np.packbits(correct ^ baseline).tobytes(), 9)
-
-
-def unpack_difference(packed: bytes, baseline) -> np.ndarray:
-    """The inverse of `pack_difference`: bool (images,). Raises `ValueError` for damaged bytes and other lengths."""
-    baseline = _bits(baseline, "baseline")
-    try:
-        difference = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-    except zlib.error as error:
-        raise ValueError(f"the packed bits are damaged: {error}") from None
-    if baseline.ndim != 1 or len(difference) != math.ceil(baseline.size / 8):
-        raise ValueError(f"the packed bits are of {8 * len(difference) - 7} to {8 * len(difference)} images, "
-                         f"baseline has the shape {baseline.shape}")
-    return np.unpackbits(difference, count=baseline.size).astype(bool) ^ baseline
-
-
-def _bits(bits, name: str) -> np.ndarray:
-    bits = np.asarray(bits)
-    if bits.dtype != bool or not bits.ndim or not bits.size:
-        raise ValueError(f"{name} must hold one bool an image, got {bits.dtype} of shape {bits.shape}")
-    return bits
-
-
-# ---- the paired accuracy drop of one network ---------------------------------------------------------------------
-
-def score_interval(lost, gained, images, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """The two-sided score interval (low, high) of the accuracy drop D = 100·(lost − gained)/images, in points.
-
-    Whole numbers or arrays of one shape, of which any may be a single number. All D that the score test does not
-    reject: of the methods for paired proportions the one that needs the changed images only. About the images, for
-    this network; it says nothing about seeds. Raises `ValueError` for counts that cannot be.
-    Source: Tango, Statistics in Medicine 17 (1998) 891.
-    """
-    lost, gained, images = _paired_counts(lost, gained, images)
-    critical = stats.norm.isf((1 - _level(level)) / 2)
-    difference = (lost - gained) / images
-
-    def solve(end, target):  # the score falls as the hypothesis grows, so bisection finds where it is `target`
-        low, high = np.minimum(difference, end), np.maximum(difference, end)
-        for _ in range(55):
-            middle = (low + high) / 2
-            above = _score(middle, lost, gained, images) > target
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-        return 100 * (low + high) / 2
-
-    return solve(-1.0, critical), solve(1.0, -critical)
-
-
-def upper_bound(lost, gained, images, level: float = LEVEL) -> np.ndarray:
-    """The one-sided upper bound of the accuracy drop in points: the end of `score_interval` with both tails 1 − level."""
-    return score_interval(lost, gained, images, 2 * _level(level, least=0.5) - 1)[1]
-
-
-def harmless(lost, gained, images, margin: float = MARGIN) -> np.ndarray:
-    """Whether the one-sided 95 % upper bound of the accuracy drop is at most `margin` points; "this network".
-
-    The score test of non-inferiority at `margin`, which is the same without searching for the bound.
-    """
-    return _score(margin / 100, *_paired_counts(lost, gained, images)) <= -stats.norm.ppf(LEVEL)
-
-
-def _score(difference, lost, gained, images):
-    """Tango's z of the hypothesis p(lost) − p(gained) = difference; McNemar's (without correction) at 0."""
-    b = (2 * images - lost + gained) * difference - lost - gained
-    c = -gained * difference * (1 - difference)
-    p_gained = (np.sqrt(np.maximum(b * b - 8 * images * c, 0)) - b) / (4 * images)  # the likeliest under the hypothesis
-    deviation = np.asarray(lost - gained - images * difference)
-    variance = np.asarray(images * (2 * p_gained + difference * (1 - difference)))
-    certain = np.where(deviation == 0, 0.0, np.copysign(np.inf, deviation))  # a hypothesis that leaves no chance
-    return np.divide(deviation, np.sqrt(np.maximum(variance, 0)), out=certain, where=variance > 0)
-
-
-def _paired_counts(lost, gained, images):
-    arrays = [np.asarray(values, dtype=float) for values in (lost, gained, images)]
-    shapes = [array.shape for array in arrays]
-    if len({shape for shape in shapes if shape}) > 1 or not all(array.size for array in arrays):
-        raise ValueError(f"lost, gained and images must be numbers or arrays of one shape, not empty, got {shapes}")
-    lost, gained, images = arrays
-    wrong = ~((lost >= 0) & (gained >= 0) & (images >= 1) & (lost + gained <= images))
-    for array in arrays:
-        wrong = wrong | (array != np.floor(array))
-    if wrong.any():
-        first = [values.ravel()[wrong.argmax()] for values in np.broadcast_arrays(*arrays)]
-        raise ValueError("lost and gained must be whole numbers of at least 0, together at most images; "
-                         "got lost {:g}, gained {:g}, images {:g}".format(*first))
-    return arrays
-
-
-def _level(level, least=0.0):
-    if not least < level < 1:
-        raise ValueError(f"level must be above {least:g} and below 1, got {level!r}")
-    return level
-
-
-# ---- losses, and the one-point rank of a curve -------------------------------------------------------------------
-
-def norm_loss(norm_kept):
-    """λ = 1 − ν."""
-    return 1 - np.asarray(norm_kept)
-
-
-def discarded_weight(norm_kept):
-    """w = 1 − ν², the truncation error of the tensor-network field; equal to ε² for truncations by SVD."""
-    return 1 - np.square(norm_kept)
-
-
-def as_norm_loss(loss, reading: str):
-    """The λ at which a truncation's `loss`, read as "lambda", "w" or "epsilon", is reached: ν² = 1 − w = 1 − ε².
-
-    10 % read as w is λ 0.051, read as ε it is λ 0.005. Raises `ValueError` for another reading, or loss outside [0, 1].
-    """
-    loss = np.asarray(loss, dtype=float)
-    if not ((loss >= 0) & (loss <= 1)).all():
-        raise ValueError(f"loss must be from 0 to 1, got {loss}")
-    match reading:
-        case "lambda":
-            return loss
-        case "w":
-            return 1 - np.sqrt(1 - loss)
-        case "epsilon":
-            return 1 - np.sqrt(1 - loss**2)
-    raise ValueError(f"unknown reading {reading!r}: it takes 'lambda', 'w' or 'epsilon'")
-
+# ---- intervals over seeds, and over seeds and images ----------------------------------------------------------------
 
 @dataclass(frozen=True)
-class OnePoint:
-    """Where a curve stops being harmless; numbers, or arrays when several sets of harmless steps were given.
+class Interval:
+    """`.estimate` between `.low` and `.high`, which are NaN where nothing can be said; `.n`: from how many values."""
 
-    `one_point_rank`: the last rank before the first that is not harmless, and `next_rank` that one.
-    `lambda_star`, `epsilon_reached`: the largest loss and error on the way to it; `lambda_next`, `epsilon_next`:
-    those of `next_rank`: (star or reached, next) is the grid's bracket. `epsilon_star`: what ratios take.
-    `censored`: "none", or "below" the grid's first step (nothing is harmless: `one_point_rank` is max_rank,
-    `lambda_star` and `epsilon_reached` are 0, as at full rank, and `epsilon_star` is half of that step's ε), or
-    "above" its last (all are: `next_rank` is 0, what belongs to it NaN, and `epsilon_star` is the last step's ε).
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+def student_interval(values, level: float = LEVEL) -> Interval:
+    """Mean and two-sided Student's t interval of one number a seed: the primary interval.
+
+    A single seed has no interval. Its half-width is 2.5 standard deviations for 3 seeds and 1.2 for 5.
+    Raises `ValueError` for no values, or for values that are not finite.
     """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"values must be finite numbers, one a seed, got {values}")
+    n, mean = values.size, float(values.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    half = float(stats.t.isf((1 - check_level(level)) / 2, n - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half, n)
 
-    one_point_rank: np.ndarray
-    next_rank: np.ndarray
-    lambda_star: np.ndarray
-    lambda_next: np.ndarray
-    epsilon_star: np.ndarray
-    epsilon_reached: np.ndarray
-    epsilon_next: np.ndarray
-    censored: np.ndarray
+
+def percentile_interval(estimate: float, replicates, level: float = LEVEL) -> Interval:
+    """The two-sided interval of a bootstrap: quantiles of (replicates,), but for those where the statistic is NaN."""
+    replicates = np.asarray(replicates, dtype=float)
+    defined = replicates[~np.isnan(replicates)]
+    if replicates.ndim != 1 or not defined.size:
+        raise ValueError(f"replicates must be numbers, not all NaN, got an array of shape {replicates.shape}")
+    tail = (1 - check_level(level)) / 2
+    return Interval(float(estimate), *map(float, np.quantile(defined, [tail, 1 - tail])), defined.size)
 
 
-def one_point(ranks, max_rank, norm_kept, relative_error, harmless) -> OnePoint:
-    """λ*, ε* and the one-point rank of one curve, from the first step below full rank down to the last.
+def crossed_bootstrap(bits, statistic, replicates: int = 1000, seed: int = 0) -> np.ndarray:
+    """The values (replicates, ...) of a statistic with seeds and images drawn anew, with replacement.
 
-    `ranks`, `norm_kept`, `relative_error`: (steps,), ranks descending, all below `max_rank`; a curve without ranks,
-    such as a shrink's, has its ν for them and 1 for `max_rank`. `harmless`: bool (..., steps), so that one call serves
-    all replicates of a bootstrap. Harmless steps below a harmful one do not count: curves are not monotone. Between the
-    last harmless step and the next, ε* is their geometric middle. Raises `ValueError` for other shapes or orders.
+    `bits`: one bool array (cells, images) a seed, the untruncated network's row among them. In a replicate all rows of
+    all seeds have the same images. `statistic(drawn, seeds)`: the list of drawn arrays, and the places in `bits` that
+    they are from, to find what belongs to a seed; what it selects, such as λ*, it selects anew. The check of
+    `student_interval`, which does not know that seeds share their images; with one seed, images alone are drawn.
+    Raises `ValueError` for no seeds, or for different numbers of images.
     """
-    ranks, nu, epsilon = (np.asarray(values) for values in (ranks, norm_kept, relative_error))
-    harmless = np.asarray(harmless)
-    if ranks.ndim != 1 or not ranks.size or not ranks.shape == nu.shape == epsilon.shape == harmless.shape[-1:]:
-        raise ValueError("ranks, norm_kept and relative_error must be (steps,) and harmless (..., steps), not empty, got "
-                         f"{ranks.shape}, {nu.shape}, {epsilon.shape} and {harmless.shape}")
-    if harmless.dtype != bool or not (np.diff(ranks, prepend=max_rank) < 0).all() or not ranks[-1] > 0:
-        raise ValueError(f"harmless must be bool and ranks must descend from below {max_rank} to above 0, "
-                         f"got {harmless.dtype} and {ranks.tolist()}")
-    if not (np.isfinite(nu).all() and np.isfinite(epsilon).all() and (epsilon >= 0).all()):
-        raise ValueError(f"norm_kept must be finite and relative_error at least 0, got {nu.tolist()}, {epsilon.tolist()}")
-    steps = np.logical_and.accumulate(harmless, axis=-1).sum(-1)  # before the first that is not harmless
-    at_step = lambda first, values: np.append(first, values)[steps]
-    at_next = lambda values, last: np.append(values, last)[steps]
-    reached, following = at_step(0, np.maximum.accumulate(epsilon)), at_next(epsilon, np.nan)
-    below, above = steps == 0, steps == len(ranks)
-    return OnePoint(
-        one_point_rank=at_step(max_rank, ranks), next_rank=at_next(ranks, 0),
-        lambda_star=at_step(0, np.maximum.accumulate(np.maximum(norm_loss(nu), 0))),
-        lambda_next=at_next(norm_loss(nu), np.nan),
-        epsilon_star=np.select([below, above], [following / 2, reached], np.sqrt(reached * following))[()],
-        epsilon_reached=reached, epsilon_next=following,
-        censored=np.select([below, above], ["below", "above"], "none")[()])
+    bits = [check_bits(array, "bits") for array in bits]
+    if len({array.shape[-1] for array in bits}) != 1:
+        raise ValueError(f"bits must be arrays (cells, images) of the same images, one a seed, "
+                         f"got the shapes {[array.shape for array in bits]}")
+    generator, images, values = np.random.default_rng(seed), bits[0].shape[-1], []
+    for _ in range(replicates):
+        seeds, drawn = generator.integers(len(bits), size=len(bits)), generator.integers(images, size=images)
+        arrays = {one: bits[one][..., drawn] for one in set(seeds.tolist())}
+        values.append(statistic([arrays[one] for one in seeds.tolist()], seeds))
+    return np.array(values)
 
 
-def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
-    """`one_point` of every curve in a table of cells: one row for each value of the columns `by`, in their order.
+# ---- rank correlation --------------------------------------------------------------------------------------------
 
-    `cells` has `rank, max_rank, norm_kept, relative_error, images, lost, gained`; a rank twice in one curve, as where
-    `by` lacks a seed or a draw, raises `ValueError`.
+def informative(cells: pd.DataFrame, classes: int, margin: float = MARGIN) -> pd.Series:
+    """Which cells a rank correlation takes: bool, on the table's index.
+
+    Not full rank (max_rank 1 included), and neither within `margin` points of the untruncated accuracy, the ceiling,
+    nor of chance, 1/`classes`, the floor; nor beyond these. Equal cuts are not in a sweep's table to begin with.
+    `cells` has `rank, max_rank, images, correct, lost, gained`.
     """
-    rows = []
-    for key, curve in cells.sort_values("rank", ascending=False).groupby(list(by), sort=False, observed=True):
-        found = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"],
-                          harmless(curve["lost"], curve["gained"], curve["images"]))
-        rows.append(dict(zip(by, key)) | {name: value.item() for name, value in vars(found).items()})
-    return pd.DataFrame(rows).sort_values(list(by), ignore_index=True)
+    above_floor = 100 * cells["correct"] / cells["images"] - 100 / classes
+    below_ceiling = 100 * (cells["lost"] - cells["gained"]) / cells["images"]
+    rounding = 1e-9
+    return ((cells["rank"] < cells["max_rank"]) & (above_floor > margin + rounding)
+            & (below_ceiling > margin + rounding))
+
+
+def kendall(cells: pd.DataFrame, x: str, y: str, within=()) -> float:
+    """Kendall's τ-b of the columns `x` and `y`: of all pairs of cells, or of pairs equal in the columns `within`.
+
+    τ = (concordant − discordant) / √(pairs not tied in x · pairs not tied in y), summed over strata before dividing:
+    a stratum counts by its pairs. NaN where all pairs are tied. Raises `ValueError` for values that are NaN.
+    """
+    return _tau(*_columns(cells, x, y), _strata(cells, within))
+
+
+def kendall_difference(cells: pd.DataFrame, x: str, other: str, y: str, within=()) -> float:
+    """τ(x, y) − τ(other, y) on the same cells: paired, when a bootstrap draws them."""
+    return kendall(cells, x, y, within) - kendall(cells, other, y, within)
+
+
+def curve_bootstrap(cells: pd.DataFrame, statistic, replicates: int = 1000, seed: int = 0) -> np.ndarray:
+    """The values (replicates, ...) of `statistic(table)` with seeds, then whole (layer, cut) curves, drawn anew.
+
+    The same curves are drawn for all seeds of a replicate: seeds share their layers, and curves drawn for each seed
+    apart would pass for independent ones. In the drawn table a seed drawn twice is two: `seed` counts draws, so that
+    it may be among a statistic's strata. Raises `ValueError` for an empty table or one without `seed, layer, cut`.
+    """
+    lacking = [column for column in ("seed", "layer", "cut") if column not in cells]
+    if lacking or not len(cells):
+        raise ValueError("cells must have rows, and the columns seed, layer and cut; "
+                         f"lacking: {lacking}, rows: {len(cells)}")
+    seeds, curves = (cells.groupby(by, observed=True).ngroup().to_numpy() for by in ("seed", ["layer", "cut"]))
+    places = cells.groupby([seeds, curves]).indices
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(replicates):
+        drawn_seeds = generator.integers(seeds.max() + 1, size=seeds.max() + 1)
+        drawn_curves = generator.integers(curves.max() + 1, size=curves.max() + 1)
+        rows = [np.concatenate([places.get((one, curve), seeds[:0]) for curve in drawn_curves]) for one in drawn_seeds]
+        table = cells.iloc[np.concatenate(rows)].assign(seed=np.repeat(np.arange(len(rows)), list(map(len, rows))))
+        values.append(statistic(table))
+    return np.array(values)
+
+
+def layer_permutation_test(cells: pd.DataFrame, x: str, y: str, within=(), match=(), alternative: str = "two-sided",
+                           permutations: int = 1999, seed: int = 0) -> float:
+    """p of `kendall(cells, x, y, within)` when whole layers exchange their `x` within strata.
+
+    A layer exchanges with those that have its values in the columns `within` that are not in `match`; a cell gets the
+    `x` of the other layer's cell with its values in `match`, such as cut, parameter fraction and seed; without any,
+    `x` is one value a layer, such as its depth. All permutations where there are no more than `permutations`, else
+    that many random ones with the observed one counted. `alternative`: "two-sided" or "greater". No test that takes
+    cells for independent, as scipy's: a layer's cells are not. Raises `ValueError` where `x` or a stratum is not so.
+    """
+    if alternative not in ("two-sided", "greater"):
+        raise ValueError(f"unknown alternative {alternative!r}: it takes 'two-sided' or 'greater'")
+    (x_values, y_values), groups = _columns(cells, x, y), _strata(cells, within)
+    layer = cells.groupby("layer", observed=True).ngroup().to_numpy()
+    key = cells.groupby(list(match), observed=True).ngroup().to_numpy() if match else np.zeros_like(layer)
+    wide = np.full((layer.max() + 1, key.max() + 1), np.nan)  # x of a layer's cell, NaN where there is none
+    wide[layer, key] = x_values
+    if (wide[layer, key] != x_values).any():
+        raise ValueError(f"{x} has several values for one layer{' and ' + ', '.join(match) if match else ''}: "
+                         "name in match what tells its cells apart")
+    pools = _pools(cells, layer, wide, [column for column in within if column not in match])
+    generator = np.random.default_rng(seed)
+    exact = math.prod(math.factorial(len(pool)) for pool in pools) <= permutations
+    exchanges = (itertools.product(*map(itertools.permutations, pools)) if exact else
+                 ([generator.permutation(pool) for pool in pools] for _ in range(permutations)))
+    size = np.abs if alternative == "two-sided" else np.positive
+    observed, source, taus = _tau(x_values, y_values, groups), np.arange(len(wide)), []
+    for exchange in exchanges:  # layer source[l]'s x goes to layer l
+        source[np.concatenate(pools)] = np.concatenate(exchange)
+        taus.append(_tau(wide[source[layer], key], y_values, groups))
+    if math.isnan(observed):
+        return math.nan
+    as_large = int((size(taus) >= size(observed) - 1e-12).sum())
+    return as_large / len(taus) if exact else (1 + as_large) / (1 + len(taus))
+
+
+def _pools(cells, layer, wide, apart) -> list[np.ndarray]:
+    """The layers that may exchange places: equal in the columns `apart`, and with the same cells."""
+    pools = [np.unique(layer[rows]) for rows in _strata(cells, apart)]
+    if sum(map(len, pools)) != len(wide):
+        raise ValueError(f"a layer must have one value in each of {apart}: name in match what tells its cells apart")
+    for pool in pools:
+        if (np.isnan(wide[pool]) != np.isnan(wide[pool[0]])).any():
+            names = cells["layer"][np.isin(layer, pool)].unique().tolist()
+            raise ValueError(f"layers that exchange places must have the same cells, and these have not: {names}")
+    return pools
+
+
+def _columns(cells, x, y):
+    values = [cells[column].to_numpy(dtype=float) for column in (x, y)]
+    if not len(cells) or any(np.isnan(column).any() for column in values):
+        raise ValueError(f"{x} and {y} must be columns of numbers, not empty and without NaN, got {len(cells)} rows")
+    return values
+
+
+def _strata(cells, within) -> list[np.ndarray]:
+    """Places of the rows that are equal in the columns `within`, a stratum an array."""
+    return list(cells.groupby(list(within), observed=True).indices.values()) if within else [np.arange(len(cells))]
+
+
+def _tau(x, y, groups) -> float:
+    score = free_x = free_y = 0
+    for rows in groups:
+        in_x, in_y = _pairs_not_tied(x[rows]), _pairs_not_tied(y[rows])
+        free_x, free_y = free_x + in_x, free_y + in_y
+        if in_x and in_y:
+            score += stats.kendalltau(x[rows], y[rows], method="asymptotic").statistic * math.sqrt(in_x * in_y)
+    return score / math.sqrt(free_x * free_y) if free_x and free_y else math.nan
+
+
+def _pairs_not_tied(values) -> int:
+    ties = np.unique(values, return_counts=True)[1]
+    return math.comb(len(values), 2) - int((ties * (ties - 1) // 2).sum())
+
+
+# ---- several tests -----------------------------------------------------------------------------------------------
+
+def holm(p_values, tests: int | None = None) -> np.ndarray:
+    """Holm's adjusted p-values, in the order given: reject where at most α.
+
+    `tests`: how many tests the family has, where not all of them could be made; by default the number of `p_values`.
+    Raises `ValueError` for anything but numbers from 0 to 1, and for more of them than tests.
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
+    """
+    p = np.asarray(p_values, dtype=float)
+    tests = len(p) if tests is None else tests
+    if p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1)).all() or tests < p.size:
+        raise ValueError(f"p_values must be from 0 to 1, at least one and at most {tests}, got {p}")
+    order = p.argsort(kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (tests - np.arange(p.size))), 1)
+    return adjusted
