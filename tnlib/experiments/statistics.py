@@ -192,7 +192,7 @@ def _tau(x, y, groups) -> float:
         in_x, in_y = _pairs_not_tied(x[rows]), _pairs_not_tied(y[rows])
         free_x, free_y = free_x + in_x, free_y + in_y
         if in_x and in_y:
-            score += stats.kendalltau(x[rows], y[rows], method="asymptotic").statistic * math.sqrt(in_x * in_y)
+            score += stats.kendalltau(x[rows], y[rows]).statistic * math.sqrt(in_x * in_y)
     return score / math.sqrt(free_x * free_y) if free_x and free_y else math.nan
 
 
