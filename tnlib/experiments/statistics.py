@@ -58,8 +58,9 @@ def crossed_bootstrap(bits, statistic, replicates: int = 1000, seed: int = 0) ->
     `bits`: one bool array (cells, images) a seed, the untruncated network's row among them. In a replicate all rows of
     all seeds have the same images. `statistic(drawn, seeds)`: the list of drawn arrays, and the places in `bits` that
     they are from, to find what belongs to a seed; what it selects, such as λ*, it selects anew. The check of
-    `student_interval`, which does not know that seeds share their images; with one seed, images alone are drawn.
-    Raises `ValueError` for no seeds, or for different numbers of images.
+    `student_interval`, which does not know that seeds share their images, and no more than that: of the spread of n
+    seeds it finds √((n−1)/n). With one seed, images alone are drawn. Raises `ValueError` for no seeds, or for different
+    numbers of images.
     """
     bits = [check_bits(array, "bits") for array in bits]
     if len({array.shape[-1] for array in bits}) != 1:
@@ -183,7 +184,9 @@ def _columns(cells, x, y):
 
 def _strata(cells, within) -> list[np.ndarray]:
     """Places of the rows that are equal in the columns `within`, a stratum an array."""
-    return list(cells.groupby(list(within), observed=True).indices.values()) if within else [np.arange(len(cells))]
+    if not within:
+        return [np.arange(len(cells))]
+    return list(cells.groupby(list(within), observed=True, dropna=False).indices.values())
 
 
 def _tau(x, y, groups) -> float:
