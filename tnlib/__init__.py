@@ -6,6 +6,7 @@ These names are the public interface; what notebooks use besides is in `tnlib.no
 from .experiments.datasets import Dataset, load_dataset
 from .experiments.evaluation import evaluate
 from .experiments.networks import conv_kernels
+from .experiments.sweep import sweep
 from .experiments.training import train
 from .experiments.weights import load_model
 from .tensors.cuts import CUTS, Cut, factorize, norm_kept, relative_error, singular_values, truncate
@@ -16,5 +17,5 @@ from .tensors.spectra import entanglement_entropy
 __all__ = [
     "CUTS", "Cut", "Dataset", "avg_pool2d", "conv2d", "conv_kernels", "cp", "depthwise_separable",
     "entanglement_entropy", "evaluate", "factorize", "hosvd", "load_dataset", "load_model", "norm_kept", "patches",
-    "relative_error", "separable", "singular_values", "tensor_ring", "tensor_train", "train", "truncate",
+    "relative_error", "separable", "singular_values", "sweep", "tensor_ring", "tensor_train", "train", "truncate",
 ]
