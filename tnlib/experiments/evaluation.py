@@ -38,6 +38,24 @@ def exact_float32():
             torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of "test", "validation" or "train"; `ValueError` for another split or an empty one."""
+    if split not in ("test", "validation", "train"):
+        raise ValueError(f"unknown split {split!r}: it takes 'test', 'validation' or 'train'")
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    if not len(labels):
+        raise ValueError(f"{dataset!r} has no {split} images")
+    return images, labels
+
+
+def check_logits(logits, target) -> None:
+    """Raise `ValueError` for logits that are not (N, classes) with a class for each label in `target` (N,)."""
+    form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(form, tuple) or len(form) != 2 or form[0] != len(target) or form[1] <= int(target.max()):
+        raise ValueError(f"the model returned {form} for a batch of {len(target)} images: "
+                         f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
+
+
 def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: int = 1000) -> Evaluation:
     """Evaluate `model` on the images of one split: "test" (the default), "validation" or "train".
 
@@ -45,11 +63,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, and for logits
     that are not (N, classes).
     """
-    if split not in ("test", "validation", "train"):
-        raise ValueError(f"unknown split {split!r}: it takes 'test', 'validation' or 'train'")
-    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-    if not len(labels):
-        raise ValueError(f"{dataset!r} has no {split} images")
+    images, labels = split_arrays(dataset, split)
     preprocess = preprocess or to_unit_floats
     parameter = next(model.parameters(), torch.empty(0))
     modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm is in a mode of its own
@@ -61,9 +75,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
                 batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
                 target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
                 logits = model(preprocess(batch).to(parameter.device))
-                if logits.ndim != 2 or len(logits) != len(target) or logits.shape[1] <= int(target.max()):
-                    raise ValueError(f"the model returned {tuple(logits.shape)} for a batch of {len(target)} images: "
-                                     f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
+                check_logits(logits, target)
                 correct.append((logits.argmax(1) == target).cpu().numpy())
                 loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
     finally:

@@ -81,14 +81,14 @@ class Cut:
 CUTS = tuple(Cut(tuple(name.split(","))) for name in ("KW", "KH", "OUT", "IN", "OUT,IN", "OUT,KW", "OUT,KH"))
 
 
-def distinct_cuts(shape) -> list[Cut]:
-    """The cuts of a kernel of `shape` that are neither trivial (max_rank 1) nor equal to one before them.
+def distinct_cuts(shape, cuts=CUTS) -> list[Cut]:
+    """Those of `cuts` that, for a kernel of `shape`, are neither trivial (max_rank 1) nor equal to one before them.
 
     Modes of size 1 do not count: without them, cuts that are the same bipartition or its complement are one.
     """
     long_modes = {mode for mode, size in zip(MODES, shape, strict=True) if size > 1}
     seen, distinct = set(), []
-    for cut in CUTS:
+    for cut in cuts:
         rows = frozenset(cut.rows) & long_modes
         if cut.max_rank(shape) > 1 and rows not in seen:
             seen |= {rows, frozenset(long_modes - rows)}

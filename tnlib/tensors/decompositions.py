@@ -5,6 +5,7 @@ through them where the singular values are distinct and not zero. CP and the ten
 squares: no gradient goes through the fit, and the factors that come out have none until they are asked to.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -191,11 +192,12 @@ class CPFactors(Fit, KernelFactors):
 
 
 def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iterations: int = 200,
-       tolerance: float = 1e-6) -> CPFactors:
+       tolerance: float = 1e-6, svd_starts: int = 0) -> CPFactors:
     """The kernel as a sum of `rank` outer products of four vectors (canonical polyadic), rank·Σ dimensions parameters.
 
-    Fitted by alternating least squares in float64 from `starts` Gaussian starts, of which the nearest is returned with
-    its `Fit`; the same seed gives the same factors, and more starts never a larger error. An iteration that lowers the
+    Fitted by alternating least squares in float64 from `starts` Gaussian starts, and from `svd_starts` more at the
+    singular vectors of each mode, filled up with Gaussian columns; the nearest fit is returned with its `Fit`. The
+    same seed gives the same factors, and more starts never a larger error. An iteration that lowers the
     relative error by less than `tolerance` is the last. No gradient. A nearest kernel of a given rank need not exist:
     look at `.largest_component_norm`. Raises `ValueError` for a zero kernel and for a rank above the product of all
     modes but the longest, which is exact for any kernel. Source: Figure 3; `tensorly.decomposition.parafac`.
@@ -204,9 +206,15 @@ def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iter
     bound = kernel.numel() // max(kernel.shape)
     rank = check_rank(rank, bound, f"rank of the CP decomposition of a kernel {tuple(kernel.shape)}")
 
+    check_count(svd_starts, "svd_starts", 0)
+    number = itertools.count()
+
     def fit(unit, rng, callback):
         # Gaussian, not the library's uniform starts: those are all positive and nearly parallel.
         start = [torch.as_tensor(rng.randn(n, rank) / math.sqrt(n)).to(unit) for n in unit.shape]
+        if next(number) >= starts:
+            vectors = [svd(unit, mode)[0] for mode in MODES]                    # [mode, max_rank]
+            start = [torch.cat([u[:, :rank], columns[:, u.shape[1]:]], dim=1) for u, columns in zip(vectors, start)]
         _, factors = parafac(unit, rank, n_iter_max=max_iterations, init=(unit.new_ones(rank), start), tol=tolerance,
                              l2_reg=CP_RIDGE, callback=callback)
         norms = torch.stack([factor.norm(dim=0) for factor in factors])         # [mode, r]
@@ -214,11 +222,11 @@ def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iter
         return [factor * part for factor, part in zip(factors, share)]
 
     terms = lambda factors: torch.stack([factor.norm(dim=0) for factor in factors]).prod(dim=0)
-    return _best_start(CPFactors, kernel, fit, terms, seed, starts, max_iterations, tolerance)
+    return _best_start(CPFactors, kernel, fit, terms, seed, starts + svd_starts, max_iterations, tolerance)
 
 
 def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, tolerance):
-    """The fit with the least error among random starts; `terms` gives the norms of what the kernel is the sum of."""
+    """The fit with the least error among the starts; `terms` gives the norms of what the kernel is the sum of."""
     for name, value, least in (("seed", seed, 0), ("starts", starts, 1), ("max_iterations", max_iterations, 1)):
         check_count(value, name, least)
     if not tolerance > 0:

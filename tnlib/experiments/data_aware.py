@@ -1,0 +1,110 @@
+"""Errors and truncations that know what a layer sees: weighted by the second moment Σ of the patches of its inputs.
+
+‖conv(x, K)‖² summed over the inputs x is tr(KΣKᵀ) with K as the matrix (OUT, IN·KH·KW), so errors of features follow
+from the kernel and Σ alone. Source: arXiv 2511.04494.
+"""
+
+import math
+
+import torch
+
+from ..tensors.cuts import Cut
+from ..tensors.network import patches
+from .evaluation import exact_float32, split_arrays, to_unit_floats
+from .replacements import Replacements, chosen_layers, chosen_ranks
+
+OUT = Cut.parse("OUT")
+
+
+def patch_moments(model, dataset, split="train", images=None, layers=None, preprocess=None,
+                  batch_size=50) -> dict[str, torch.Tensor]:
+    """Layer → Σ, the mean of p pᵀ over all patches p of the layer's inputs: (IN·KH·KW, IN·KH·KW), float64, uncentred.
+
+    Zeros of padding are part of a patch, as the convolution sees them; before bias and batch norm. `split` and
+    `preprocess` as in `evaluate`, `images`: indices into the split (None: all). Layers with groups are left out, having one Σ a
+    group. Raises `ValueError` when one of these is named in `layers`, and for a padding other than zeros.
+    """
+    modules = {layer: model.get_submodule(layer) for layer in chosen_layers(model, layers)}
+    for layer, module in modules.items():
+        if (module.groups > 1 and layers is not None) or module.padding_mode != "zeros":
+            raise ValueError(f"{layer!r} has groups={module.groups} and padding_mode={module.padding_mode!r}: its patches "
+                             "have no one second moment with zeros of padding")
+    modules = {layer: module for layer, module in modules.items() if module.groups == 1}
+    sums, counts = {}, dict.fromkeys(modules, 0)
+
+    def add(layer, image):
+        module = modules[layer]
+        patch = patches(image, module.kernel_size, module.stride, module.padding, module.dilation)
+        matrix = patch.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)       # [IN·KH·KW, N·H'·W']
+        sums[layer] = sums.get(layer, 0) + (matrix @ matrix.T).double()
+        counts[layer] += matrix.shape[1]
+
+    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: add(layer, inputs[0]))
+             for layer, module in modules.items()]
+    pixels = split_arrays(dataset, split)[0]
+    pixels = pixels if images is None else pixels[images]
+    device, preprocess = next(model.parameters()).device, preprocess or to_unit_floats
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode(), exact_float32():
+            for start in range(0, len(pixels), batch_size):
+                model(preprocess(torch.from_numpy(pixels[start:start + batch_size]).to(device)).to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return {layer: total.clone() / counts[layer] for layer, total in sums.items()}
+
+
+def data_aware_error(kernel: torch.Tensor, approximation: torch.Tensor, moment: torch.Tensor) -> float:
+    """‖conv(x, K − K')‖ / ‖conv(x, K)‖ over inputs x with second moment Σ of patches: √(tr(ΔΣΔᵀ)/tr(KΣKᵀ))."""
+    kernel, approximation = kernel.double().flatten(1), approximation.double().flatten(1)
+    power = lambda matrix: ((matrix @ moment) * matrix).sum().clamp(min=0)
+    return (power(kernel - approximation) / power(kernel)).sqrt().item()
+
+
+def with_data_aware_error(replacements: Replacements, moments: dict[str, torch.Tensor]) -> Replacements:
+    """The same cells with a label `data_aware_error`, where one layer is replaced and its Σ is in `moments`."""
+    def generate():
+        for labels, kernels in replacements:
+            for layer, kernel in kernels.items() if len(kernels) == 1 else ():
+                if layer in moments:
+                    error = data_aware_error(replacements.kernels[layer], kernel, moments[layer])
+                    labels = labels | {"data_aware_error": error}
+            yield labels, kernels
+
+    return Replacements(replacements.kernels, len(replacements), generate)
+
+
+def data_aware_truncations(model, moments: dict[str, torch.Tensor], layers=None, ranks=None) -> Replacements:
+    """Each layer alone truncated at the cut OUT so that the data-aware error is least: the SVD of KΣ^½, undone by Σ^−½.
+
+    (KΣ^½)ᵣ Σ^−½ = UᵣUᵣᵀK with U the left singular vectors of KΣ^½, that is the eigenvectors of KΣKᵀ; so no inverse is
+    needed, and what K does to patches that never occur is kept as far as Uᵣ allows. `ranks` as in `chosen_ranks`;
+    `layers`: None for all in `moments`. Labels: `layer, cut, rank, max_rank, norm_kept, relative_error,
+    data_aware_error, parameters`.
+    """
+    kernels = chosen_layers(model, list(moments) if layers is None else layers)
+    if missing := kernels.keys() - moments.keys():
+        raise ValueError(f"moments has no second moment of {', '.join(map(repr, sorted(missing)))}")
+    places = {(layer, OUT.name): OUT.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()}
+    plan = chosen_ranks(ranks, {place: most for place, most in places.items() if most > 1})
+
+    def generate():
+        for (layer, cut), at in plan.items():
+            kernel = kernels[layer]
+            matrix = kernel.double().flatten(1)                                 # [OUT, IN·KH·KW]
+            vectors = torch.linalg.eigh(matrix @ moments[layer] @ matrix.T)[1].flip(1)
+            for rank in at:
+                u = vectors[:, :rank]
+                truncated = (u @ (u.T @ matrix)).view(kernel.shape)
+                kept = (truncated.norm() / kernel.double().norm()).item()
+                labels = {"layer": layer, "cut": cut, "rank": rank, "max_rank": places[layer, cut], "norm_kept": kept,
+                          "relative_error": math.sqrt(max(0.0, 1 - kept**2)),   # UᵣUᵣᵀ is a projection
+                          "data_aware_error": data_aware_error(kernel, truncated, moments[layer]),
+                          "parameters": rank * sum(OUT.dimensions(kernel.shape))}
+                yield labels, {layer: truncated.to(kernel.dtype)}
+
+    return Replacements(kernels, sum(map(len, plan.values())), generate)

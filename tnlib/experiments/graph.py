@@ -1,0 +1,292 @@
+"""A network as a graph that can be cut below any layers: what comes before them, and what a change of them reaches.
+
+The graph is torch.fx's. In it every convolution with the batch norm and the activation that follow it is one operation,
+into which another kernel can be put; and nothing is written in place, so that a value can be used again.
+"""
+
+import copy
+import operator
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+# activation → its name and numbers in oneDNN, which applies it while a convolution's output is still in the cache
+ACTIVATIONS = {nn.ReLU: ("relu", ()), F.relu: ("relu", ()), torch.relu: ("relu", ()), "relu": ("relu", ()),
+               nn.ReLU6: ("hardtanh", (0.0, 6.0)), F.relu6: ("hardtanh", (0.0, 6.0))}
+APPLY = {"none": lambda x: x, "relu": torch.relu_, "hardtanh": F.hardtanh_}
+OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+                operator.itruediv: operator.truediv}
+PROBE_TOLERANCE = 1e-3  # of the largest logit, between the graph and the model: far above rounding
+
+
+class Convolution(nn.Module):
+    """activation(batch norm(conv(image, kernel))) as one operation; `put` replaces the kernel.
+
+    The batch norm's scale is multiplied onto the OUT rows of whatever kernel is put in. On a CPU the weight is kept in
+    oneDNN's blocked layout, elsewhere in channels_last.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation=("none", ())):
+        super().__init__()
+        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.activation, self.numbers = activation
+        kernel, bias = conv.weight.detach(), conv.bias
+        scale, shift = kernel.new_ones(len(kernel)).double(), kernel.new_zeros(len(kernel)).double()
+        if bias is not None:
+            shift = bias.detach().double()
+        if norm is not None:
+            scale = (norm.running_var.double() + norm.eps).rsqrt()
+            scale = scale * norm.weight.detach().double() if norm.affine else scale
+            shift = (shift - norm.running_mean.double()) * scale
+            shift = shift + norm.bias.detach().double() if norm.affine else shift
+        self.scale, self.bias = scale, shift.to(kernel.dtype)
+        self.kernel = kernel
+        self.blocked = kernel.device.type == "cpu" and kernel.dtype == torch.float32 and \
+            torch.backends.mkldnn.is_available()
+        self.put(kernel)
+
+    def put(self, kernel: torch.Tensor | None) -> None:
+        """Convolve with `kernel` (OUT, IN/groups, KH, KW) from now on; None: with the layer's own."""
+        kernel = self.kernel if kernel is None else kernel
+        weight = (kernel.double() * self.scale.view(-1, 1, 1, 1)).to(kernel.dtype)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, image):
+        image = image.contiguous(memory_format=torch.channels_last)                          # [N, IN, H, W]
+        padding, stride, dilation, groups = self.geometry
+        if not self.blocked:
+            output = F.conv2d(image, self.weight, self.bias, stride, padding, dilation, groups)
+            return APPLY[self.activation](output, *self.numbers)
+        if not self.weight.is_mkldnn:  # how it is blocked depends on the image's size
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, padding, stride, dilation, groups, list(image.shape))
+        return torch.ops.mkldnn._convolution_pointwise(
+            image, self.weight, self.bias, padding, stride, dilation, groups, self.activation, list(self.numbers), "")
+
+
+# ---- from a model to a graph -------------------------------------------------------------------------------------
+
+WHOLE = "_whole"  # the one node of a model that cannot be traced
+
+
+def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
+    """`model` in eval mode as a graph without in-place operations; `model` itself is left as it is.
+
+    A model that cannot be traced, or whose graph answers otherwise than itself on the images `probe`, is one node, and
+    a warning says so.
+    """
+    copied = copy.deepcopy(model).eval()
+    expected = copied(probe)
+    try:
+        graph = _functional(fx.symbolic_trace(copied))
+        found = _Unwritten(graph).run(probe)
+        if (found - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max():
+            return graph
+        reason = "its traced graph gives other logits"
+    except Exception as error:  # tracing runs the model's own code on stand-ins, which raises whatever that code raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    warnings.warn(f"{type(model).__name__} cannot be traced and is run whole for every cell ({reason})", stacklevel=3)
+    graph = fx.Graph()
+    graph.output(graph.call_module(WHOLE, (graph.placeholder("image"),)))
+    return fx.GraphModule(nn.ModuleDict({WHOLE: copied}), graph)
+
+
+def _functional(graph: fx.GraphModule) -> fx.GraphModule:
+    """Every operation that writes into its first argument gives a new value instead, which all later users take."""
+    nodes = list(graph.graph.nodes)
+    for place, node in enumerate(nodes):
+        name = getattr(node.target, "__name__", str(node.target))
+        module = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if getattr(module, "inplace", False):
+            module.inplace = False
+        elif node.kwargs.get("inplace"):
+            node.kwargs = node.kwargs | {"inplace": False}
+        elif node.target in OUT_OF_PLACE:
+            node.target = OUT_OF_PLACE[node.target]
+        elif node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
+            node.target = name.removesuffix("_")
+        elif node.op == "call_function" and name.endswith("_") and not name.endswith("__"):
+            node.target = getattr(torch, name.removesuffix("_"))
+        else:
+            continue
+        written = node.args[0]
+        for later in nodes[place + 1:]:
+            later.replace_input_with(written, node)
+    graph.recompile()
+    return graph
+
+
+class _Unwritten(fx.Interpreter):
+    """Runs a graph and stops at a node that writes into a value which another may read, also through a view of it."""
+
+    def run_node(self, node):
+        values = [self.env[source] for source in node.all_input_nodes]
+        versions = [value._version for value in values if isinstance(value, torch.Tensor)]
+        result = super().run_node(node)
+        if versions != [value._version for value in values if isinstance(value, torch.Tensor)]:
+            raise NotImplementedError(f"{node.name} writes in place")
+        return result
+
+
+def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
+    """Make every convolution with what follows it one node, in place; return them by the layer's name."""
+    convolutions = {}
+    shared = lambda name: sum(node.op == "call_module" and node.target == name for node in graph.graph.nodes) > 1
+    for node in list(graph.graph.nodes):
+        module = _module(graph, node)
+        if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str) \
+                or shared(node.target):
+            continue
+        followers, norm, activation = [], None, ("none", ())
+        follower = _only_user(node)
+        if type(_module(graph, follower)) is nn.BatchNorm2d and _module(graph, follower).running_var is not None:
+            norm = _module(graph, follower)
+            followers.append(follower)
+            follower = _only_user(follower)
+        if (key := _activation(graph, follower)) is not None:
+            activation = ACTIVATIONS[key]
+            followers.append(follower)
+        convolutions[node.target] = Convolution(module, norm, activation)
+        graph.set_submodule(node.target, convolutions[node.target])
+        for follower in followers:
+            follower.replace_all_uses_with(node)
+            graph.graph.erase_node(follower)
+    graph.recompile()
+    return convolutions
+
+
+def _module(graph, node):
+    """The module that a node calls; None for other nodes, and for one with hooks, which nothing else must replace."""
+    module = graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
+    return None if module is None or module._forward_hooks or module._forward_pre_hooks else module
+
+
+def _only_user(node):
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation(graph, node):
+    key = type(_module(graph, node)) if _module(graph, node) is not None else getattr(node, "target", None)
+    return key if key in ACTIVATIONS else None
+
+
+# ---- cutting the graph -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Split:
+    """A network cut in two. `.before(image)`: a tuple of all values that `.after(*values)` needs for the logits.
+
+    `.kept_bytes`: of those values; `.peak_bytes`: most that `.before` or `.after` hold at once; both for one image.
+    Values are freed after their last use.
+    """
+
+    before: fx.GraphModule
+    after: fx.GraphModule
+    kept_bytes: int
+    peak_bytes: int
+
+
+class Network:
+    """A graph from `traced` with fused convolutions; `probe`: some images, to measure how large its values are."""
+
+    def __init__(self, graph: fx.GraphModule, probe: torch.Tensor):
+        self.graph = graph
+        self.convolutions = _fused(graph)
+        self.inside = f"{WHOLE}." if hasattr(graph, WHOLE) else ""
+        self._originals = {}  # of replaced layers that could not be fused: the weights that they had
+        self._replaced = frozenset()  # layers that were fused
+        self._splits = {}
+        sizes = _Sizes(graph)
+        self.logits = sizes.run(probe)
+        self._bytes = {node: size / len(probe) for node, size in sizes.bytes.items()}
+
+    def put(self, kernels: dict[str, torch.Tensor]) -> None:
+        """Use these kernels in place of the layers' own, and the layers' own in all others."""
+        for name in self._originals.keys() - kernels.keys():
+            self._weight(name).data = self._originals.pop(name)
+        for name in self._replaced - kernels.keys():
+            self.convolutions[name].put(None)
+        self._replaced = kernels.keys() & self.convolutions.keys()
+        for name, kernel in kernels.items():
+            if name in self.convolutions:
+                self.convolutions[name].put(kernel)
+            else:
+                self._originals.setdefault(name, self._weight(name).data)
+                self._weight(name).data = kernel
+
+    def _weight(self, name) -> nn.Parameter:
+        return self.graph.get_parameter(f"{self.inside}{name}.weight")
+
+    def reached(self, layers) -> frozenset[fx.Node]:
+        """The nodes whose values depend on the kernels of `layers`."""
+        reached = set()
+        for node in self.graph.graph.nodes:
+            if any(_uses(node, layer) for layer in layers) or reached.intersection(node.all_input_nodes):
+                reached.add(node)
+        return frozenset(reached)
+
+    def split(self, reached: frozenset[fx.Node]) -> Split:
+        """Cut between the nodes of `reached` and all others."""
+        if reached not in self._splits:
+            self._splits = {reached: self._split(reached)}
+        return self._splits[reached]
+
+    def _split(self, reached) -> Split:
+        nodes = list(self.graph.graph.nodes)
+        logits = nodes[-1].args[0]
+        kept = [node for node in nodes if node not in reached and node.op != "get_attr"
+                and (reached.intersection(node.users) or node is logits)]
+        before, after = fx.Graph(), fx.Graph()
+        copies = {}
+        for node in nodes[:-1]:
+            if node not in reached:
+                copies[node] = before.node_copy(node, copies.__getitem__)
+        before.output(tuple(copies[node] for node in kept))
+        copies = {node: after.placeholder(node.name) for node in kept}
+        for node in nodes[:-1]:
+            if node in reached or node.op == "get_attr":
+                copies[node] = after.node_copy(node, copies.__getitem__)
+        after.output(copies[logits])
+        return Split(*(self._pruned(part) for part in (before, after)),
+                     int(sum(self._bytes[node] for node in kept)), int(self._peak(nodes)))
+
+    def _pruned(self, part: fx.Graph) -> fx.GraphModule:
+        """A part of the graph without the nodes that its output does not need; the modules are this network's."""
+        module = fx.GraphModule(self.graph, part)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module
+
+    def _peak(self, nodes) -> float:
+        """Bytes for one image alive at once while `nodes` run in this order."""
+        last = {source: node for node in nodes for source in node.all_input_nodes}
+        alive, peak = 0.0, 0.0
+        for node in nodes[:-1]:
+            alive += self._bytes[node]
+            peak = max(peak, alive)
+            alive -= sum(self._bytes[source] for source in node.all_input_nodes if last[source] is node)
+        return peak
+
+
+def _uses(node, layer: str) -> bool:
+    """Whether a node reads the kernel of `layer`: it calls it, or a module that contains it, or takes its weight."""
+    if node.op == "get_attr":
+        return node.target == f"{layer}.weight"
+    return node.op == "call_module" and (node.target == WHOLE or f"{layer}.".startswith(f"{node.target}."))
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph and notes the bytes of every value."""
+
+    def __init__(self, graph):
+        super().__init__(graph)
+        self.bytes = {}
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        constant = node.op == "get_attr" or not isinstance(value, torch.Tensor)
+        self.bytes[node] = 0 if constant else value.numel() * value.element_size()
+        return value

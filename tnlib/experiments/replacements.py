@@ -1,0 +1,107 @@
+"""What all generators of replacements share: their form, and the layers, cuts and ranks that they are asked for."""
+
+import logging
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+from ..tensors.cuts import CUTS, Cut
+from .networks import conv_kernels
+
+log = logging.getLogger(__name__)
+
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # dense where accuracy falls
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """An iterable of `count` (labels, {layer: kernel}); `.kernels`: the model's own, by layer."""
+
+    kernels: dict[str, torch.Tensor]
+    count: int
+    generate: Callable
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter(self.generate())
+
+
+def rank_grid(max_rank: int) -> list[int]:
+    """The ranks that are tried where none are given: all below `max_rank` up to 12, else at most 14, 1 among them."""
+    if max_rank <= 12:
+        return list(range(1, max_rank))
+    return sorted({rank_at(fraction, max_rank) for fraction in FRACTIONS})
+
+
+def rank_at(rank, max_rank: int) -> int:
+    """The rank asked for at a cut: an int itself, a fraction f strictly between 0 and 1 as max(1, ⌈f·max_rank⌉).
+
+    Raises `ValueError` for anything else.
+    """
+    if isinstance(rank, numbers.Integral) and not isinstance(rank, bool) and rank >= 1:
+        return int(rank)
+    if isinstance(rank, numbers.Real) and not isinstance(rank, numbers.Integral) and 0 < rank < 1:
+        return max(1, math.ceil(round(rank * max_rank, 9)))  # 0.7 · 10 is 7.000000000000001 in floats
+    raise ValueError(f"ranks takes whole numbers from 1 and fractions strictly between 0 and 1, got {rank!r}")
+
+
+def chosen_fractions(fractions) -> list[float]:
+    """The fractions, each strictly between 0 and 1; `ValueError` for others and for none."""
+    fractions = [fractions] if isinstance(fractions, numbers.Real) else list(fractions)
+    if not fractions or any(isinstance(f, numbers.Integral) or not 0 < f < 1 for f in fractions):
+        raise ValueError(f"fractions must lie strictly between 0 and 1, at least one of them, got {fractions!r}")
+    return fractions
+
+
+def chosen_layers(model, layers=None) -> dict[str, torch.Tensor]:
+    """Name → kernel of the model's convolutions, or of those in `layers`; `ValueError` for others and for none."""
+    kernels = conv_kernels(model)
+    if layers is None:
+        return kernels
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    if not layers:
+        raise ValueError("layers is empty: name at least one, or give None for all")
+    for layer in layers:
+        if layer not in kernels:
+            raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, kernels))}")
+    return {layer: kernels[layer] for layer in layers}
+
+
+def chosen_cuts(cuts) -> list[Cut]:
+    """The cuts of `cuts`, which holds `Cut`s or their names; `ValueError` for others and for none."""
+    cuts = [Cut.parse(cut) for cut in ([cuts] if isinstance(cuts, (str, Cut)) else cuts)]
+    if not cuts:
+        raise ValueError(f"cuts is empty: it takes some of {', '.join(repr(cut.name) for cut in CUTS)}")
+    return cuts
+
+
+def chosen_ranks(ranks, places: dict) -> dict:
+    """For each place (a name → its max_rank) the ranks below max_rank to try, ascending; places with none are left out.
+
+    `ranks`: None for `rank_grid`, else ints (ranks) and floats strictly between 0 and 1 (fractions of max_rank, rounded
+    up). A rank that is too high for some places is left out there and logged. Raises `ValueError` for an empty list,
+    anything else in it, and a rank that is too high everywhere.
+    """
+    if ranks is None:
+        return {place: grid for place, most in places.items() if (grid := rank_grid(most))}
+    ranks = [ranks] if isinstance(ranks, numbers.Real) else list(ranks)
+    if not ranks:
+        raise ValueError("ranks is empty: give at least one, or None for the default grid")
+    found = {place: set() for place in places}
+    for rank in ranks:
+        at = {place: rank_at(rank, most) for place, most in places.items()}
+        fits = [place for place, most in places.items() if at[place] < most]
+        if not fits:
+            raise ValueError(f"rank {rank!r} truncates nothing: it must be below the max_rank of a cut of a layer, "
+                             f"which is at most {max(places.values(), default=0)} here")
+        for place in fits:
+            found[place].add(at[place])
+        if isinstance(rank, numbers.Integral) and len(fits) < len(places):
+            log.info("rank %s is left out where it is not below max_rank: %s", rank,
+                     ", ".join(" ".join(map(str, place)) for place in places if place not in fits))
+    return {place: sorted(values) for place, values in found.items() if values}

@@ -1,0 +1,247 @@
+"""The sweep: what a network answers with some of its kernels replaced, for one set of replacements after another.
+
+Only what a replacement reaches is computed for it. The values that come before (`Split.before`) are computed once for
+all consecutive cells that reach the same part of the network, and kept.
+
+Memory, besides the network's weights (three times: the model, its copy, and as they are laid out for speed):
+`KEPT_BYTES` of kept values, `BATCH_BYTES` while a batch runs (more where `LEAST_BATCH` images need more), and
+`KERNEL_BYTES` of kernels where the kept values of all images do not fit, else one cell's. With an executor, each worker
+holds one unit of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
+"""
+
+import itertools
+import pickle
+import threading
+import uuid
+from collections import deque
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .evaluation import Evaluation, check_logits, exact_float32, split_arrays, to_unit_floats
+from .graph import Network, traced
+from .networks import conv_kernels
+
+KEPT_BYTES = 2**30
+BATCH_BYTES = {"cpu": 2**24, "cuda": 2**30}  # on a CPU what the caches hold
+LEAST_BATCH = 32
+KERNEL_BYTES = 2**28
+UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
+AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
+PROBE_IMAGES = 2
+
+
+def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split="test", images=None, progress=True):
+    """Yield (labels, `Evaluation`) for each (labels, {layer: kernel}) of `replacements`, in their order.
+
+    `replacements`: an iterable; layers are named as in `model.named_modules()`, kernels are (OUT, IN/groups, KH, KW) in
+    the layer's dtype, and an empty dict leaves the network as it is. `preprocess` and `split` as in `evaluate`;
+    `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`. `executor`: a
+    `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with one thread;
+    None: this process with torch's own threads. The results are the same. `progress`: a bar with the cells done.
+
+    The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
+    as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
+    Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, a kernel of another
+    shape or dtype, no replacements, a model without convolutions or that does not take such images, and indices out of
+    range.
+    """
+    layers = conv_kernels(model)
+    pixels, labels = _chosen(*split_arrays(dataset, split), images)
+    cells = _checked(replacements, layers)
+    preprocess = preprocess or to_unit_floats
+    with torch.no_grad(), exact_float32():
+        probe = _probe(model, pixels, labels, preprocess)
+        graph = traced(model, probe)
+    total = len(replacements) if hasattr(replacements, "__len__") else None
+    return _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress)
+
+
+def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress):
+    payload = None if executor is None else pickle.dumps((graph.cpu(), probe.cpu()))
+    key = uuid.uuid4().hex
+    worker = Worker(graph, probe)
+    if executor is None:
+        submit = _ThisProcess(worker, preprocess).submit
+    else:
+        submit = lambda *unit: executor.submit(_remote_unit, key, payload, preprocess, *unit)
+    pending = deque()
+    threads = torch.get_num_threads()
+    with tqdm(total=total, unit="cell", disable=not progress) as bar:
+        try:
+            for group in _groups(cells, worker.network, len(labels), executor is not None):
+                units = [submit(start, pixels[start:start + group.images], labels[start:start + group.images],
+                                [kernels for _, kernels in group.cells])
+                         for start in range(0, len(labels), group.images)]
+                pending.append((group, units))
+                if executor is None or len(pending) > AHEAD:
+                    yield from _collected(*pending.popleft(), bar)
+            while pending:
+                yield from _collected(*pending.popleft(), bar)
+        finally:
+            for _, units in pending:
+                for unit in units:
+                    unit.cancel()
+            torch.set_num_threads(threads)  # a pool of threads shares this process's setting
+
+
+def _collected(group, units, bar):
+    """(labels, Evaluation) of each cell of a group from its units, each (correct [cells, images], loss [cells])."""
+    correct, loss = zip(*(unit.result() for unit in units))
+    correct, loss = np.concatenate(correct, axis=1), np.sum(loss, axis=0)
+    for (labels, _), right, total in zip(group.cells, correct, loss):
+        bar.update()
+        yield labels, Evaluation(right, float(total) / len(right))
+
+
+# ---- groups of cells ---------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive cells that reach the same part of the network; they are evaluated on so many `.images` at a time."""
+
+    cells: list
+    images: int
+
+
+def _groups(cells, network: Network, num_images: int, parallel: bool):
+    reach = lambda cell: network.reached(cell[1])
+    for reached, run in itertools.groupby(cells, reach):
+        images = max(LEAST_BATCH, KEPT_BYTES // max(1, network.split(reached).kept_bytes))
+        images = min(images, UNIT_IMAGES) if parallel else images
+        # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
+        most = 1 if images >= num_images and not parallel else UNIT_CELLS
+        group, held = [], 0
+        for cell in run:
+            size = sum(kernel.numel() * kernel.element_size() for kernel in cell[1].values())
+            if group and (len(group) == most or held + size > KERNEL_BYTES):
+                yield Group(group, images)
+                group, held = [], 0
+            group.append(cell)
+            held += size
+        yield Group(group, images)
+
+
+# ---- one unit of work: some cells on some images -----------------------------------------------------------------
+
+class Worker:
+    """Evaluates units of work; the values kept for the last unit serve the next on the same images."""
+
+    def __init__(self, graph, probe):
+        with torch.no_grad(), exact_float32():
+            self.network = Network(graph, probe)
+        self.device = probe.device
+        self._kept = None, None
+
+    def evaluate(self, preprocess, start, pixels, labels, cells) -> tuple[np.ndarray, np.ndarray]:
+        """Correct (bool, [cells, images]) and summed loss ([cells]) of replacements `cells` that reach the same."""
+        correct, loss = [], []
+        with torch.inference_mode(), exact_float32():
+            for kernels in cells:
+                self.network.put(kernels)
+                reached = self.network.reached(kernels)
+                after = self.network.split(reached).after
+                right, total = [], 0.0
+                for values, target in self._before((reached, start, len(labels)), preprocess, pixels, labels):
+                    logits = after(*values)
+                    right.append((logits.argmax(1) == target).cpu())
+                    total += F.cross_entropy(logits.double(), target, reduction="sum").item()
+                correct.append(torch.cat(right).numpy())
+                loss.append(total)
+        return np.stack(correct), np.array(loss)
+
+    def _before(self, key, preprocess, pixels, labels) -> list:
+        """(kept values, labels) of each batch."""
+        if self._kept[0] != key:
+            self._kept = None, None  # freed before the next are computed
+            split = self.network.split(key[0])
+            size = max(LEAST_BATCH, BATCH_BYTES[self.device.type] // max(1, split.peak_bytes))
+            batches = []
+            for first in range(0, len(labels), size):
+                image = preprocess(torch.from_numpy(pixels[first:first + size]).to(self.device)).to(self.device)
+                target = torch.from_numpy(labels[first:first + size]).to(self.device)
+                batches.append((split.before(image), target))
+            self._kept = key, batches
+        return self._kept[1]
+
+
+class _ThisProcess(Executor):
+    """Runs a unit when it is handed over."""
+
+    def __init__(self, worker, preprocess):
+        self.worker, self.preprocess = worker, preprocess
+
+    def submit(self, *unit):
+        future = Future()
+        future.set_result(self.worker.evaluate(self.preprocess, *unit))
+        return future
+
+
+_mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
+
+
+def _remote_unit(key, payload, preprocess, start, pixels, labels, cells):
+    torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
+    if getattr(_mine, "key", None) != key:
+        _mine.worker = Worker(*pickle.loads(payload))
+        _mine.key = key
+    return _mine.worker.evaluate(preprocess, start, pixels, labels, cells)
+
+
+# ---- what is asked for, checked ----------------------------------------------------------------------------------
+
+def _chosen(pixels, labels, indices):
+    if indices is None:
+        return pixels, labels
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not len(indices) or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"images must be indices, at least one, got {indices.dtype} of shape {indices.shape}")
+    if indices.min() < 0 or indices.max() >= len(labels):
+        raise ValueError(f"images must be indices from 0 to {len(labels) - 1}, got {indices.min()} to {indices.max()}")
+    return pixels[indices], labels[indices]
+
+
+def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
+    """Some images as the model takes them. Raises `ValueError` when it does not."""
+    parameter = next(model.parameters())
+    probe = preprocess(torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device)).to(parameter.device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        logits = model(probe)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(pixels.shape[1:])} "
+                         f"({tuple(probe.shape[1:])} after preprocess): {error}") from None
+    finally:
+        for module, training in modes:
+            module.training = training
+    check_logits(logits, torch.from_numpy(np.sort(labels)[-len(probe):]))  # there must be a class for the highest
+    return probe
+
+
+def _checked(replacements, layers):
+    if isinstance(replacements, (list, tuple)):
+        replacements = [_checked_cell(cell, layers) for cell in replacements]
+    cells = (_checked_cell(cell, layers) for cell in replacements)
+    try:
+        first = next(cells)
+    except StopIteration:
+        raise ValueError("replacements is empty: it must give at least one (labels, {layer: kernel})") from None
+    return itertools.chain([first], cells)
+
+
+def _checked_cell(cell, layers):
+    if not (isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], dict)):
+        raise TypeError(f"each of replacements must be (labels, {{layer: kernel}}), got {cell!r}")
+    for layer, kernel in cell[1].items():
+        if layer not in layers:
+            raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, layers))}")
+        want = layers[layer]
+        if not isinstance(kernel, torch.Tensor) or kernel.shape != want.shape or kernel.dtype != want.dtype:
+            got = f"{kernel.dtype} {tuple(kernel.shape)}" if isinstance(kernel, torch.Tensor) else type(kernel).__name__
+            raise ValueError(f"the kernel of {layer!r} must be {want.dtype} {tuple(want.shape)}, got {got}")
+    return cell

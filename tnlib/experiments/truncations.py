@@ -1,0 +1,235 @@
+"""Truncations as replacements for `sweep`: along cuts, of all layers jointly, by the higher-order SVD and by CP.
+
+Each is an iterable of (labels, {layer: kernel}) whose number is known before any kernel is computed. Labels hold at
+least `norm_kept` (ν = ‖K'‖/‖K‖) and `relative_error` (ε = ‖K − K'‖/‖K‖), both of the stored kernel; where several
+layers are replaced, ν = √(Σ‖K'‖²/Σ‖K‖²), and ε alike.
+"""
+
+import itertools
+import math
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts, svd
+from ..tensors.decompositions import cp, hosvd
+from .evaluation import Evaluation
+from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
+                           rank_at)
+from .sweep import sweep
+
+CP_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+# ---- truncation along cuts ---------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Truncator:
+    """All truncations of a kernel at a cut, from one singular value decomposition in float64."""
+
+    kernel: torch.Tensor
+    cut: Cut
+
+    @cached_property
+    def _svd(self):
+        return svd(self.kernel, self.cut)
+
+    def __call__(self, rank: int) -> torch.Tensor:
+        """The kernel of this rank, as `truncate` gives it."""
+        u, s, vh = self._svd
+        return self.cut.fold((u[:, :rank] * s[:rank]) @ vh[:rank], self.kernel.shape).to(self.kernel.dtype)
+
+    def norms(self, rank: int) -> tuple[float, float]:
+        """‖K'‖² and ‖K − K'‖²."""
+        squares = self._svd[1].square()
+        return squares[:rank].sum().item(), squares[rank:].sum().item()
+
+    def parameters(self, rank: int) -> int:
+        return rank * sum(self.cut.dimensions(self.kernel.shape))
+
+
+def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
+    """Each layer alone truncated at each of its distinct cuts and at each of `ranks` below max_rank.
+
+    Labels: `layer, cut, rank, max_rank, norm_kept, relative_error, parameters`. One decomposition for all ranks of a
+    (layer, cut). Raises `ValueError` as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
+    """
+    kernels, cuts = chosen_layers(model, layers), chosen_cuts(cuts)
+    places = {(layer, cut.name): cut.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()
+              for cut in distinct_cuts(kernel.shape, cuts)}
+    ranks = chosen_ranks(ranks, places)
+
+    def generate():
+        for (layer, cut), at in ranks.items():
+            truncator = Truncator(kernels[layer], Cut.parse(cut))
+            for rank in at:
+                labels = {"layer": layer, "cut": cut, "rank": rank, "max_rank": places[layer, cut],
+                          **_norms(*truncator.norms(rank)), "parameters": truncator.parameters(rank)}
+                yield labels, {layer: truncator(rank)}
+
+    return Replacements(kernels, sum(map(len, ranks.values())), generate)
+
+
+def joint_truncations(model, cuts=CUTS, fractions=FRACTIONS, layers=None) -> Replacements:
+    """All layers truncated at once, at one cut and one fraction of each layer's max_rank there (rounded up).
+
+    A layer stays as it is where that is its max_rank or the cut is trivial for it. Labels: `cut, fraction, norm_kept,
+    relative_error, parameters`, all over all `layers`. What comes out alike is there once.
+    """
+    kernels = {layer: kernel for layer, kernel in chosen_layers(model, layers).items() if kernel.any()}
+    plan, seen = [], set()
+    for cut in chosen_cuts(cuts):
+        places = {layer: cut.max_rank(kernel.shape) for layer, kernel in kernels.items()
+                  if distinct_cuts(kernel.shape, [cut])}
+        for fraction in chosen_fractions(fractions):
+            ranks = {layer: rank for layer, most in places.items() if (rank := rank_at(fraction, most)) < most}
+            same = frozenset((layer, _partition(cut, kernels[layer].shape), rank) for layer, rank in ranks.items())
+            if ranks and same not in seen:
+                seen.add(same)
+                plan.append((cut, fraction, ranks))
+
+    def generate():
+        truncators = {}
+        for cut, fraction, ranks in plan:
+            truncators = {layer: at for layer, at in truncators.items() if at.cut == cut}  # of one cut at a time
+            kept, lost, parameters = 0.0, 0.0, 0
+            for layer, kernel in kernels.items():
+                if layer in ranks:
+                    at = truncators.setdefault(layer, Truncator(kernel, cut))
+                    norms, count = at.norms(ranks[layer]), at.parameters(ranks[layer])
+                else:
+                    norms, count = (kernel.double().square().sum().item(), 0.0), kernel.numel()
+                kept, lost, parameters = kept + norms[0], lost + norms[1], parameters + count
+            labels = {"cut": cut.name, "fraction": fraction, **_norms(kept, lost), "parameters": parameters}
+            yield labels, {layer: truncators[layer](rank) for layer, rank in ranks.items()}
+
+    return Replacements(kernels, len(plan), generate)
+
+
+def _partition(cut, shape):
+    """What two cuts have in common that are one for a kernel of `shape`: the same modes on the side of OUT."""
+    side = cut.rows if "OUT" in cut.rows else cut.columns
+    return frozenset(mode for mode, size in zip(MODES, shape) if mode in side and size > 1)
+
+
+def _norms(kept: float, lost: float) -> dict[str, float]:
+    """ν and ε of a projection, from ‖K'‖² and ‖K − K'‖², whose sum is ‖K‖²."""
+    return {"norm_kept": math.sqrt(kept / (kept + lost)), "relative_error": math.sqrt(lost / (kept + lost))}
+
+
+# ---- other decompositions ----------------------------------------------------------------------------------------
+
+def multi_mode_truncations(model, fractions=FRACTIONS, layers=None) -> Replacements:
+    """Each layer alone truncated at OUT and IN together (HOSVD, Tucker-2), both at one fraction of their max_rank.
+
+    Labels: `layer, fraction, rank_out, rank_in, norm_kept, relative_error, parameters` (core and two mode matrices).
+    Not of 1×1 kernels, and not where OUT or IN has max_rank 1: there it is the truncation at one cut.
+    """
+    kernels = chosen_layers(model, layers)
+    most = {layer: (Cut.parse("OUT").max_rank(kernel.shape), Cut.parse("IN").max_rank(kernel.shape))
+            for layer, kernel in kernels.items() if kernel.any() and kernel.shape[2:].numel() > 1}
+    plan = {}
+    for layer in (layer for layer in most if min(most[layer]) > 1):
+        for fraction in chosen_fractions(fractions):
+            ranks = tuple(rank_at(fraction, n) for n in most[layer])
+            if ranks != most[layer]:
+                plan.setdefault((layer, *ranks), fraction)
+
+    def generate():
+        last = None
+        for (layer, out, into), fraction in plan.items():
+            if layer != last:
+                last, full = layer, hosvd(kernels[layer].double())
+                u_out, u_in, *rest = full.matrices
+            core = full.core[:out, :into]                                       # [r_OUT, r_IN, KH, KW]
+            kernel = torch.einsum("abcd,oa,ib,hc,wd->oihw", core, u_out[:, :out], u_in[:, :into], *rest)
+            kept, whole = core.square().sum().item(), full.core.square().sum().item()
+            count = core.numel() + u_out[:, :out].numel() + u_in[:, :into].numel()
+            yield ({"layer": layer, "fraction": fraction, "rank_out": out, "rank_in": into,
+                    **_norms(kept, max(0.0, whole - kept)), "parameters": count},
+                   {layer: kernel.to(kernels[layer].dtype)})
+
+    return Replacements(kernels, len(plan), generate)
+
+
+def cp_truncations(model, ranks=CP_RANKS, layers=None, seed=0, starts=2, svd_starts=2,
+                   max_iterations=100) -> Replacements:
+    """Each layer alone as a sum of `rank` outer products: the best of Gaussian and of singular-vector starts of `cp`.
+
+    Labels: `layer, rank, max_rank, norm_kept, relative_error, parameters, fit` (1 − ε)`, largest_component_norm,
+    converged`. Not of 1×1 kernels, where CP is the truncation at the cut OUT. `ranks` as in `chosen_ranks`; max_rank is
+    the one at which any kernel of the shape is exact.
+    """
+    kernels = chosen_layers(model, layers)
+    places = {(layer,): kernel.numel() // max(kernel.shape) for layer, kernel in kernels.items()
+              if kernel.any() and kernel.shape[2:].numel() > 1}
+    plan = chosen_ranks(ranks, places)
+
+    def generate():
+        for (layer,), at in plan.items():
+            kernel = kernels[layer]
+            for rank in at:
+                fitted = cp(kernel, rank, seed, starts, max_iterations, svd_starts=svd_starts)
+                approximation = fitted.to_kernel()
+                yield ({"layer": layer, "rank": rank, "max_rank": places[layer,], **_compared(kernel, approximation),
+                        "parameters": fitted.num_parameters, "fit": 1 - fitted.relative_error,
+                        "largest_component_norm": fitted.largest_component_norm, "converged": fitted.converged},
+                       {layer: approximation})
+
+    return Replacements(kernels, sum(map(len, plan.values())), generate)
+
+
+def _compared(kernel, approximation) -> dict[str, float]:
+    """ν and ε of any approximation."""
+    kernel, approximation = kernel.double(), approximation.double()
+    return {"norm_kept": (approximation.norm() / kernel.norm()).item(),
+            "relative_error": ((kernel - approximation).norm() / kernel.norm()).item()}
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+def outcome(evaluation: Evaluation, baseline: Evaluation) -> dict:
+    """What a cell's row says of its answers: `images, correct, lost, gained, accuracy, accuracy_drop, loss`.
+
+    `lost`: images right in `baseline`, the untruncated network, and wrong here; `gained`: the reverse. `accuracy` is a
+    fraction, `accuracy_drop` in percentage points, `loss` in nats.
+    """
+    right, before = evaluation.correct, baseline.correct
+    return {"images": len(right), "correct": int(right.sum()), "lost": int((before & ~right).sum()),
+            "gained": int((right & ~before).sum()), "accuracy": evaluation.accuracy,
+            "accuracy_drop": 100 * (int(before.sum()) - int(right.sum())) / len(right), "loss": evaluation.loss}
+
+
+def show_untruncated(evaluation: Evaluation, labels: np.ndarray) -> None:
+    """Print the untruncated accuracy, and warn when it is not above what guessing the commonest class gives."""
+    images, chance = len(labels), np.bincount(labels).max() / len(labels)
+    tqdm.write(f"untruncated: {evaluation.accuracy:.2%} of {images:,} images", file=sys.stderr)
+    if evaluation.correct.sum() <= images * chance + 2 * math.sqrt(images * chance * (1 - chance)):
+        warnings.warn(f"the untruncated network is at chance ({evaluation.accuracy:.1%} right, the commonest class "
+                      f"{chance:.1%}): are the weights trained, and is preprocess what they were trained with?",
+                      stacklevel=3)
+
+
+def truncation_sweep(model, dataset, layers=None, cuts=CUTS, ranks=None, executor=None,
+                     preprocess=None) -> pd.DataFrame:
+    """The accuracy on the test images with each layer alone truncated, at each cut and rank: one row a cell.
+
+    Columns: `layer, cut, rank, max_rank, norm_kept, relative_error, parameters` (of `cut_truncations`, which see for
+    `layers`, `cuts` and `ranks`) and `images, correct, lost, gained, accuracy, accuracy_drop, loss` (of `outcome`).
+    `model`, `executor`, `preprocess` as in `sweep`. The untruncated accuracy is shown first. Raises `ValueError` for an
+    unknown layer or cut, an empty list, a rank that is not below the max_rank of any cut, and as `sweep` does.
+    """
+    truncations = cut_truncations(model, layers, cuts, ranks)
+    if not len(truncations):
+        raise ValueError("nothing to truncate: no chosen cut of a chosen layer has a max_rank above 1")
+    cells = Replacements(truncations.kernels, len(truncations) + 1, lambda: itertools.chain([({}, {})], truncations))
+    results = sweep(model, dataset, cells, executor, preprocess=preprocess)
+    _, baseline = next(results)
+    show_untruncated(baseline, dataset.test_labels)
+    return pd.DataFrame([labels | outcome(evaluation, baseline) for labels, evaluation in results])
