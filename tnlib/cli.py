@@ -62,6 +62,28 @@ def train(model, dataset, seed, data, publish):
     train(model, load_dataset(dataset, data), seed, folder=(PUBLISHED if publish else RUNS) / "weights")
 
 
+@main.command()
+@click.argument("experiment")
+@click.argument("model")
+@click.argument("dataset")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which training run.")
+@DATA
+@click.option("--publish", is_flag=True, help="Write to published/results instead of runs/results.")
+def measure(experiment, model, dataset, seed, data, publish):
+    """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
+
+    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode or cp. Goes on where it was cut off.
+    """
+    from .experiments.datasets import load_dataset
+    from .experiments.files import PUBLISHED, RUNS
+    from .experiments.measurements import experiment_called, measure
+    from .experiments.weights import find_weights
+    experiment_called(experiment)
+    find_weights(model, dataset, seed)
+    folder = (PUBLISHED if publish else RUNS) / "results"
+    click.echo(f"Results: {measure(experiment, model, load_dataset(dataset, data), seed, folder)}")
+
+
 @main.group()
 def data():
     """Where the data sets are."""

@@ -1,0 +1,212 @@
+"""Measurements: which cells of which networks are evaluated on which images, and what is kept of them.
+
+`measure` fills a `Store` cell by cell and, when all are there, writes <experiment>-<network>.csv (one tidy row a
+cell), .bits.safetensors (each image right or wrong, as differences from the untruncated network's) and .json (the card).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from .controls import matched_noise, shrink
+from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
+from .datasets import Dataset, balanced_sample, load_dataset
+from .drops import counts, pack_difference, unpack_difference
+from .evaluation import split_arrays
+from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
+from .provenance import now, provenance
+from .replacements import Replacements
+from .store import Store
+from .sweep import sweep
+from .truncations import cp_truncations, cut_truncations, joint_truncations, multi_mode_truncations, show_untruncated
+from .weights import find_weights, load_model, read_card, stem
+
+FOLDERS = (PUBLISHED / "results", RUNS / "results")
+MOMENT_IMAGES, MOMENT_SEED = 5000, 5  # unaugmented training images behind the data-aware error
+UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
+COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart."""
+
+    cells: Callable[..., Replacements]
+    key: tuple[str, ...]
+    splits: tuple[str, ...] = ("test",)
+    version: int = 1
+
+    def key_of(self, split: str, labels: dict) -> str:
+        return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
+
+
+def _truncation(model, moments, seed):
+    return with_data_aware_error(cut_truncations(model), moments())
+
+
+def _noise(model, moments, seed):
+    return with_data_aware_error(matched_noise(cut_truncations(model), 5 if seed == 0 else 1, seed), moments())
+
+
+EXPERIMENTS = {
+    "truncation": Experiment(_truncation, ("layer", "cut", "rank"), ("test", "validation")),
+    "noise": Experiment(_noise, ("layer", "cut", "rank", "draw")),
+    "shrink": Experiment(lambda model, moments, seed: shrink(model), ("layer", "norm_kept")),
+    "joint": Experiment(lambda model, moments, seed: joint_truncations(model), ("cut", "fraction")),
+    "data-aware": Experiment(lambda model, moments, seed: data_aware_truncations(model, moments()),
+                             ("layer", "cut", "rank")),
+    "multi-mode": Experiment(
+        lambda model, moments, seed: with_data_aware_error(multi_mode_truncations(model), moments()),
+        ("layer", "rank_out", "rank_in")),
+    "cp": Experiment(lambda model, moments, seed: with_data_aware_error(cp_truncations(model, seed=seed), moments()),
+                     ("layer", "rank")),
+}
+
+
+def experiment_called(name: str) -> Experiment:
+    """The entry of `EXPERIMENTS`; `ValueError` names what there is."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
+    return EXPERIMENTS[name]
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------
+
+def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, folder=None, executor=None,
+            progress: bool = True) -> Path:
+    """Measure all cells of `experiment` on a trained network, and return the path of the table.
+
+    What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
+    in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
+    `executor` as in `sweep`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    """
+    entry = experiment_called(experiment)
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    network = load_model(model, dataset.name, seed)
+    name = f"{experiment}-{stem(model, dataset.name, seed)}"
+    identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
+                "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
+                "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
+    store = Store(RUNS / "results" / f"{name}.sqlite", identity)
+    started, begun = now(), time.perf_counter()
+    cells = _cells(entry, network, dataset, seed)
+    for split in entry.splits:
+        missing = _missing(entry, cells, split, store.keys())
+        if not missing.count:
+            continue
+        for place, found in sweep(network, dataset, missing, executor, split=split, progress=progress):
+            store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
+            if place["key"] == f"{split} {UNTRUNCATED}":
+                show_untruncated(found, split_arrays(dataset, split)[1])
+    return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset,
+                   {"started": started, "seconds": round(time.perf_counter() - begun, 1), **provenance()})
+
+
+def _cells(entry: Experiment, network, dataset: Dataset, seed: int) -> Replacements:
+    @cache
+    def moments():
+        labels = split_arrays(dataset, "train")[1]
+        images = balanced_sample(labels, min(MOMENT_IMAGES, len(labels)), MOMENT_SEED)
+        return patch_moments(network, dataset, images=images)
+
+    return entry.cells(network, moments, seed)
+
+
+def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str]) -> Replacements:
+    """The untruncated network and then the cells, those whose key is not in `done`; each with its key and its place."""
+    untruncated = f"{split} {UNTRUNCATED}"
+    first = len(cells) * entry.splits.index(split)
+
+    def generate():
+        if untruncated not in done:
+            yield {"key": untruncated, "place": first, "labels": {"split": split}}, {}
+        for place, (labels, kernels) in enumerate(cells, first + 1):
+            if (key := entry.key_of(split, labels)) not in done:
+                yield {"key": key, "place": place, "labels": {"split": split} | labels}, kernels
+
+    there = sum(key.startswith(f"{split} ") for key in done)
+    return Replacements(cells.kernels, len(cells) + 1 - there, generate)
+
+
+def _export(entry, store, path, identity, dataset, how) -> Path:
+    """Write table, bits and card from the store; each file whole or not at all, the card last."""
+    rows, bits, untruncated = [], {}, {}
+    for split in entry.splits:
+        images = len(split_arrays(dataset, split)[1])
+        found = [(key, labels, np.unpackbits(packed, count=images).astype(bool), loss)
+                 for key, labels, packed, loss in store.cells() if labels["split"] == split]
+        _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
+        cells = [cell for cell in found if cell[0] != f"{split} {UNTRUNCATED}"]
+        plain = {name: getattr(value, "item", lambda: value)() for name, value in counts(baseline, baseline).items()}
+        untruncated[split] = plain | {"loss": loss}
+        right = np.stack([correct for _, _, correct, _ in cells])
+        table = pd.DataFrame([labels for _, labels, _, _ in cells]).assign(
+            **counts(baseline, right), loss=[loss for *_, loss in cells])
+        rows.append(table)
+        packed = [pack_difference(correct, baseline) for correct in right]
+        bits |= {f"{split}.untruncated": np.packbits(baseline),
+                 f"{split}.ends": np.cumsum([len(part) for part in packed], dtype=np.int64),
+                 f"{split}.cells": np.frombuffer(b"".join(packed), dtype=np.uint8)}
+    table = pd.concat(rows, ignore_index=True)
+    what = {name: identity[name] for name in ("model", "dataset", "seed")}
+    columns = [*what, *(column for column in table if column not in COUNTED), *COUNTED]
+    table = table.assign(**what)[columns]
+    with atomic_path(bits_path(path)) as temporary:
+        save_file(bits, temporary)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    write_json(path.with_suffix(".json"), identity | {
+        "untruncated": untruncated, "rows": len(table), "sha256": sha256_of(path),
+        "bits_sha256": sha256_of(bits_path(path)), **how})
+    return path
+
+
+def bits_path(path: Path) -> Path:
+    """Where the per-image bits of a table are."""
+    return path.with_suffix(".bits.safetensors")
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+def find_table(experiment: str, model: str, dataset: str, seed: int) -> Path | None:
+    """The table of a measurement: the published one, else your own below runs/, else None."""
+    experiment_called(experiment)
+    for folder in FOLDERS:
+        path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
+        if path.is_file():
+            return path
+    return None
+
+
+def read_table(path) -> pd.DataFrame:
+    """A table of results. Raises `ValueError` when it is not the file that its card describes."""
+    path = Path(path)
+    _check(path, read_card(path)["sha256"])
+    return pd.read_csv(path)
+
+
+def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split → (untruncated [images], cells [rows, images]) of a table, bool; `images`: how many, by split.
+
+    Rows are in the table's order. Raises `ValueError` for a damaged file.
+    """
+    path = Path(path)
+    _check(bits_path(path), read_card(path)["bits_sha256"])
+    stored, found = load_file(bits_path(path)), {}
+    for split, n in images.items():
+        untruncated = np.unpackbits(stored[f"{split}.untruncated"], count=n).astype(bool)
+        parts = np.split(stored[f"{split}.cells"], stored[f"{split}.ends"][:-1])
+        found[split] = untruncated, np.stack([unpack_difference(part.tobytes(), untruncated) for part in parts])
+    return found
+
+
+def _check(path, expected):
+    if sha256_of(path) != expected:
+        raise ValueError(f"{path} is corrupt or was altered: its sha256 is {sha256_of(path)[:16]}…, its card says "
+                         f"{expected[:16]}…; restore it (git checkout) or measure it again")
