@@ -1,0 +1,151 @@
+"""Measurements: the same table whether interrupted or not, and every number from the bits."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tnlib.experiments import measurements, store, weights
+from tnlib.experiments.datasets import Dataset
+from tnlib.experiments.evaluation import evaluate
+from tnlib.experiments.measurements import bits_path, measure, read_bits, read_table
+from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.truncations import cut_truncations
+
+
+def small_dataset():
+    random = np.random.RandomState(0)
+    image = lambda n: random.randint(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+    return Dataset(image(60), np.arange(60) % 3, image(200), np.arange(200) % 3, name="small")
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A tiny untrained network with a card, a data set, and folders of their own."""
+    torch.manual_seed(0)
+    architecture = {"channels": [4, 5, 6, 7], "classes": 3, "image_size": 16}
+    weights.save_weights(Vanilla(**architecture), tmp_path / "weights" / "vanilla-small-s0.safetensors",
+                         {"model": "vanilla", "dataset": "small", "seed": 0, "architecture": architecture})
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
+    monkeypatch.setattr(measurements, "RUNS", tmp_path)
+    return small_dataset()
+
+
+@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode"])
+def test_every_number_of_the_table_follows_from_its_bits(small, experiment, tmp_path):
+    path = measure(experiment, "vanilla", small, progress=False)
+    table, card = read_table(path), json.loads(path.with_suffix(".json").read_text())
+    assert path == tmp_path / "results" / f"{experiment}-vanilla-small-s0.csv" and card["rows"] == len(table) > 0
+    entry = measurements.EXPERIMENTS[experiment]
+    assert list(dict.fromkeys(table.split)) == list(entry.splits)
+    images = {"test": 60, "validation": 20}
+    bits = read_bits(path, {split: images[split] for split in entry.splits})
+    network = weights.load_model("vanilla", "small")
+    for split, (untruncated, right) in bits.items():
+        rows = table[table.split == split]
+        assert np.array_equal(untruncated, evaluate(network, small, split=split).correct)
+        assert card["untruncated"][split]["accuracy"] == untruncated.mean()
+        assert np.array_equal(rows["correct"], right.sum(1)) and set(rows["images"]) == {images[split]}
+        assert np.array_equal(rows["lost"], (untruncated & ~right).sum(1))
+        assert np.array_equal(rows["gained"], (~untruncated & right).sum(1))
+        assert np.allclose(rows["accuracy_drop"], 100 * (untruncated.mean() - right.mean(1)), atol=1e-7)
+    assert not table.duplicated(["split", *entry.key]).any() and not table.isna().any().any()
+
+
+def test_the_answers_are_those_of_the_truncated_network(small):
+    path = measure("truncation", "vanilla", small, progress=False)
+    table, (_, right) = read_table(path), read_bits(path, {"test": 60})["test"]
+    for (labels, kernels), found, row in zip(cut_truncations(weights.load_model("vanilla", "small")), right,
+                                             table[table.split == "test"].itertuples()):
+        assert (row.layer, row.cut, row.rank) == (labels["layer"], labels["cut"], labels["rank"])
+        network = weights.load_model("vanilla", "small")
+        for layer, kernel in kernels.items():
+            network.get_submodule(layer).weight.data = kernel
+        plain = evaluate(network, small)
+        assert np.array_equal(plain.correct, found) and row.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
+def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypatch):
+    whole = measure("truncation", "vanilla", small, folder=tmp_path / "whole", progress=False)
+    (tmp_path / "results" / "truncation-vanilla-small-s0.sqlite").unlink()
+    added, add = [], store.Store.add
+
+    def stop_at_30(self, key, *rest):
+        if len(added) == 30:
+            raise KeyboardInterrupt
+        added.append(key)
+        add(self, key, *rest)
+
+    monkeypatch.setattr(store.Store, "add", stop_at_30)
+    with pytest.raises(KeyboardInterrupt):
+        measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert not (tmp_path / "again").exists()
+    monkeypatch.setattr(store.Store, "add", lambda self, key, *rest: (added.append(key), add(self, key, *rest)))
+    again = measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert len(added) == len(set(added)) == len(read_table(whole)) + 2, "no cell twice"
+    assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tnlib.experiments import measurements
+from tnlib.experiments.controls import shrink
+from tnlib.experiments.measurements import Experiment
+measurements.RUNS = Path(sys.argv[1])
+measurements.EXPERIMENTS["shrink"] = Experiment(lambda model, moments, seed: shrink(model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"))
+measurements.measure("shrink", "vanilla", "shapes", progress=False)
+"""
+
+
+def test_a_killed_measurement_goes_on_and_ends_alike(tmp_path):
+    run = lambda folder: subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL)
+    assert run(tmp_path / "whole").wait() == 0
+    killed = run(tmp_path / "killed")
+    kept = tmp_path / "killed" / "results" / "shrink-vanilla-shapes-s0.sqlite"
+    for _ in range(600):
+        if kept.exists() and len(_keys(kept)) >= 3:
+            break
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and 3 <= len(_keys(kept)) < 13, "killed on the way"
+    assert run(tmp_path / "killed").wait() == 0
+    for name in ("shrink-vanilla-shapes-s0.csv", "shrink-vanilla-shapes-s0.bits.safetensors"):
+        assert (tmp_path / "killed" / "results" / name).read_bytes() == (tmp_path / "whole" / "results" / name).read_bytes()
+
+
+def _keys(path):
+    import sqlite3
+    with sqlite3.connect(path) as database:
+        try:
+            return database.execute("SELECT key FROM cells").fetchall()
+        except sqlite3.OperationalError:  # not made yet
+            return []
+
+
+def test_altered_results_are_refused(small):
+    path = measure("shrink", "vanilla", small, progress=False)
+    for altered, reader in ((path, read_table), (bits_path(path), lambda _: read_bits(path, {"test": 60}))):
+        content = altered.read_bytes()
+        altered.write_bytes(content[:-2] + b"9\n")
+        with pytest.raises(ValueError, match=f"{altered} is corrupt or was altered"):
+            reader(path)
+        altered.write_bytes(content)
+        reader(path)
+
+
+def test_an_unknown_experiment_names_what_there_is():
+    with pytest.raises(ValueError, match="unknown experiment 'truncate': it takes 'truncation', 'noise'"):
+        measure("truncate", "vanilla", "shapes")
+
+
+def test_shrink_is_the_kernel_times_its_norm(small):
+    path = measure("shrink", "vanilla", small, progress=False)
+    table = read_table(path)
+    assert len(table) == 4 * 20 and table.groupby("layer").size().eq(20).all()
+    assert np.allclose(table.relative_error, 1 - table.norm_kept)

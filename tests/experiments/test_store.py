@@ -1,0 +1,89 @@
+"""Results under way: kept as they come, whatever happens in between."""
+
+import multiprocessing
+import os
+import sqlite3
+
+import numpy as np
+import pytest
+
+from tnlib.experiments.store import Store, StoreError
+
+BITS = np.arange(20) % 3 == 0
+
+
+def test_cells_come_back_in_their_place_whatever_the_order_they_came_in(tmp_path):
+    store = Store(tmp_path / "new" / "a.sqlite", {"what": "a"})
+    for place in (2, 0, 1):
+        store.add(f"cell {place}", place, {"rank": place, "norm_kept": 0.1 + place}, BITS, place / 3)
+    again = Store(tmp_path / "new" / "a.sqlite", {"what": "a"})
+    assert again.keys() == {"cell 0", "cell 1", "cell 2"}
+    assert [(key, labels) for key, labels, _, _ in again.cells()] == [
+        (f"cell {k}", {"rank": k, "norm_kept": 0.1 + k}) for k in range(3)]
+    assert [loss for *_, loss in again.cells()] == [0, 1 / 3, 2 / 3]
+    assert np.array_equal(np.unpackbits(again.cells()[1][2], count=20).astype(bool), BITS)
+
+
+def test_what_is_there_stays(tmp_path):
+    store = Store(tmp_path / "a.sqlite", {})
+    store.add("k", 0, {"first": True}, BITS, 1.0)
+    store.add("k", 0, {"first": False}, ~BITS, 2.0)
+    assert [(labels, loss) for _, labels, _, loss in store.cells()] == [({"first": True}, 1.0)]
+
+
+def test_another_measurement_is_refused(tmp_path):
+    Store(tmp_path / "a.sqlite", {"weights": "x"}).add("k", 0, {}, BITS, 1.0)
+    with pytest.raises(StoreError, match='another measurement:\n  there: {"weights": "x"}\n  asked: {"weights": "y"}'):
+        Store(tmp_path / "a.sqlite", {"weights": "y"})
+    assert Store(tmp_path / "a.sqlite", {"weights": "x"}).keys() == {"k"}
+
+
+def _add_many(path, start):
+    store = Store(path, {})
+    for k in range(start, start + 60):
+        store.add(str(k), k, {"by": start}, BITS, 0.0)
+
+
+def test_two_processes_at_once_lose_nothing(tmp_path):
+    """Both write half of their rows under the same keys."""
+    path = tmp_path / "a.sqlite"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_add_many, args=(path, start)) for start in (0, 30)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert Store(path, {}).keys() == {str(k) for k in range(90)}
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "a.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreError, match="a.sqlite: file is not a database"):
+        Store(tmp_path / "a.sqlite", {})
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="results cannot be kept in .*file/a.sqlite"):
+        Store(tmp_path / "file" / "a.sqlite", {})
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    """SQLite's own limit on a file's pages stands in for a full disk: the same error on the same path."""
+    store = Store(tmp_path / "a.sqlite", {})
+    store.add("first", 0, {}, BITS, 1.0)
+    connect = sqlite3.connect
+
+    def small(*arguments, **options):
+        database = connect(*arguments, **options)
+        database.execute("PRAGMA max_page_count = 6")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(StoreError, match="a.sqlite: database or disk is full.*is intact"):
+        store.add("second", 1, {"long": os.urandom(40_000).hex()}, BITS, 1.0)
+    monkeypatch.undo()
+    assert store.keys() == {"first"}
