@@ -84,6 +84,34 @@ def measure(experiment, model, dataset, seed, data, publish):
     click.echo(f"Results: {measure(experiment, model, load_dataset(dataset, data), seed, folder)}")
 
 
+@main.command()
+@click.option("--sample", default=20, show_default=True, type=click.IntRange(1), help="How many cells.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which cells.")
+@DATA
+def verify(sample, seed, data):
+    """Evaluate published cells anew from the published weights, and compare image by image."""
+    from .experiments.datasets import load_dataset
+    from .experiments.verification import TIES, verify
+    from .experiments.weights import read_card
+    from .experiments.files import PUBLISHED
+    checks = verify(sample, seed, data)
+    for name in sorted({check.table for check in checks}):
+        card = read_card(PUBLISHED / "results" / name)
+        dataset = load_dataset(card["dataset"], data)
+        if dataset.fingerprint != card["fingerprint"]:
+            same = len(dataset.test_labels) - dataset.num_differing_test
+            click.echo(f"{name}: your copy of {dataset.name} is another one; {same:,} of the "
+                       f"{len(dataset.test_labels):,} test images are the same, and only these were used")
+    worst = max(checks, key=lambda check: check.different / check.images)
+    images = sum(check.images for check in checks)
+    different = sum(check.different for check in checks)
+    click.echo(f"{len(checks)} cells of {len({check.table for check in checks})} tables: {different} of {images:,} answers "
+               f"differ; most in {worst.table}, {worst.key}: {worst.different} of {worst.images}")
+    if different > max(1, TIES * images):
+        raise click.ClickException("more answers differ than rounding explains: the published results do not follow from "
+                                   "the published weights here")
+
+
 @main.group()
 def data():
     """Where the data sets are."""

@@ -2,38 +2,21 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-import torch
 
 from tnlib.experiments import measurements, store, weights
-from tnlib.experiments.datasets import Dataset
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import bits_path, measure, read_bits, read_table
-from tnlib.experiments.networks import Vanilla
 from tnlib.experiments.truncations import cut_truncations
 
 
-def small_dataset():
-    random = np.random.RandomState(0)
-    image = lambda n: random.randint(0, 256, (n, 16, 16, 3), dtype=np.uint8)
-    return Dataset(image(60), np.arange(60) % 3, image(200), np.arange(200) % 3, name="small")
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A tiny untrained network with a card, a data set, and folders of their own."""
-    torch.manual_seed(0)
-    architecture = {"channels": [4, 5, 6, 7], "classes": 3, "image_size": 16}
-    weights.save_weights(Vanilla(**architecture), tmp_path / "weights" / "vanilla-small-s0.safetensors",
-                         {"model": "vanilla", "dataset": "small", "seed": 0, "architecture": architecture})
-    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
-    monkeypatch.setattr(measurements, "RUNS", tmp_path)
-    return small_dataset()
+pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
 
 @pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode"])
@@ -120,7 +103,6 @@ def test_a_killed_measurement_goes_on_and_ends_alike(tmp_path):
 
 
 def _keys(path):
-    import sqlite3
     with sqlite3.connect(path) as database:
         try:
             return database.execute("SELECT key FROM cells").fetchall()

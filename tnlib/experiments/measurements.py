@@ -95,7 +95,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     started, begun = now(), time.perf_counter()
-    cells = _cells(entry, network, dataset, seed)
+    cells = cells_of(entry, network, dataset, seed)
     for split in entry.splits:
         missing = _missing(entry, cells, split, store.keys())
         if not missing.count:
@@ -108,7 +108,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                    {"started": started, "seconds": round(time.perf_counter() - begun, 1), **provenance()})
 
 
-def _cells(entry: Experiment, network, dataset: Dataset, seed: int) -> Replacements:
+def cells_of(entry: Experiment, network, dataset: Dataset, seed: int) -> Replacements:
+    """The cells of an experiment on a network; second moments of patches are computed when a cell asks for them."""
     @cache
     def moments():
         labels = split_arrays(dataset, "train")[1]

@@ -1,0 +1,54 @@
+"""Published results are held against the weights: what does not follow from them is found."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tnlib.experiments import verification
+from tnlib.experiments.files import sha256_of
+from tnlib.experiments.measurements import bits_path, measure, read_bits
+
+pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
+
+
+@pytest.fixture
+def tables(small, tmp_path, monkeypatch):
+    """Two published tables of the tiny network."""
+    monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(verification, "load_dataset", lambda name, data: small)
+    return [measure(experiment, "vanilla", small, progress=False) for experiment in ("shrink", "truncation")]
+
+
+def test_a_sample_is_spread_over_the_tables_and_agrees(tables):
+    checks = verification.verify(7)
+    assert [sum(check.table == path.name for check in checks) for path in tables] == [4, 3]
+    assert len({(check.table, check.key) for check in checks}) == 7
+    assert all(check.different == 0 and check.images == 60 for check in checks)
+    assert {check.key for check in verification.verify(7, seed=1)} != {check.key for check in checks}
+
+
+def test_more_cells_than_there_are_is_all_of_them(tables):
+    rows = sum((read_bits(path, {"test": 60})["test"][1]).shape[0] for path in tables)
+    assert len(verification.verify(10_000)) == rows
+
+
+def test_bits_that_do_not_follow_from_the_weights_are_found(tables):
+    """Another untruncated network: every cell's bits, stored as differences from it, are turned over with it."""
+    path = tables[0]
+    stored = load_file(bits_path(path))
+    untruncated = np.unpackbits(stored["test.untruncated"], count=60)
+    untruncated[:9] ^= 1
+    save_file(stored | {"test.untruncated": np.packbits(untruncated)}, bits_path(path))
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {"bits_sha256": sha256_of(bits_path(path))}))
+    checks = verification.verify(4)
+    assert [check.different for check in checks if check.table == path.name] == [9, 9]
+    assert [check.different for check in checks if check.table != path.name] == [0, 0]
+
+
+def test_nothing_published_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to verify"):
+        verification.verify(3)
