@@ -1,11 +1,14 @@
 """Gauges of a ReLU network: the function stays, the kernels do not, and the balanced one is where it should be."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import balanced, chain, random_gauge, rescaled
+from tnlib.experiments.gauges import balanced, chain, gauged_errors, random_gauge, rescaled
 from tnlib.experiments.networks import Vanilla
+from tnlib.tensors.cuts import relative_error, truncate
 from tnlib.tensors.spectra import entanglement_entropy
 
 GAUGES = {"balanced": balanced, "random": lambda model: random_gauge(model, seed=0),
@@ -168,3 +171,19 @@ BAD = {
 def test_bad_factors_are_named(factors, message):
     with pytest.raises(ValueError, match=message):
         rescaled(vanilla(), factors)
+
+
+def test_a_truncation_loses_another_norm_in_another_gauge_and_the_function_stays():
+    model = vanilla()
+    truncated = copy.deepcopy(model)
+    truncated.conv2.weight.data = truncate(model.conv2.weight.detach(), "OUT,KW", 3)
+    rows = gauged_errors(model, [({"rank": 3}, {"conv2": truncated.conv2.weight.detach()})], seed=4)
+    assert [row["gauge"] for row in rows] == ["trained", "balanced", "random"] and {row["rank"] for row in rows} == {3}
+    for row, gauge in zip(rows, (lambda m: m, balanced, lambda m: random_gauge(m, 4))):
+        kernel = gauge(model).conv2.weight.detach()
+        factors = kernel / model.conv2.weight.detach()
+        assert row["relative_error"] == pytest.approx(
+            ((kernel - factors * truncated.conv2.weight.detach()).norm() / kernel.norm()).item(), rel=1e-5)
+    assert rows[0]["relative_error"] == pytest.approx(
+        relative_error(model.conv2.weight.detach(), truncated.conv2.weight.detach()).item(), rel=1e-5)
+    assert len({round(row["relative_error"], 4) for row in rows}) == 3

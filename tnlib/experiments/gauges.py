@@ -93,6 +93,26 @@ def random_gauge(model: nn.Module, seed: int, spread: float = 1.0) -> nn.Module:
                                                            dtype=torch.float64)) for layer in chain(model)[:-1]])
 
 
+def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 1.0) -> list[dict]:
+    """What the same truncations lose of the norm in three gauges: rows with their labels, `gauge` and two numbers.
+
+    `truncations`: (labels, {layer: kernel}) of `model`, one layer each. The truncated network is rescaled like the
+    whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. Gauges:
+    "trained", "balanced", and "random" as `random_gauge` draws it.
+    """
+    own = {layer: module.weight.detach() for layer, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    gauges = {"trained": model, "balanced": balanced(model), "random": random_gauge(model, seed, spread)}
+    rows = []
+    for labels, kernels in truncations:
+        for layer, truncated in kernels.items():
+            for gauge, network in gauges.items():
+                kernel = network.get_submodule(layer).weight.detach()
+                factor = torch.where(own[layer] == 0, 1.0, kernel / own[layer])    # of OUT row and IN column
+                rows.append(labels | {"gauge": gauge, "norm_kept": ((factor * truncated).norm() / kernel.norm()).item(),
+                                      "relative_error": ((kernel - factor * truncated).norm() / kernel.norm()).item()})
+    return rows
+
+
 def _by_channel(layer: nn.Module, channels: int) -> torch.Tensor:
     """A view (OUT, channels, rest) of a layer's weight: a linear layer after flattening has several columns each."""
     return layer.weight.view(layer.weight.shape[0], channels, -1)

@@ -102,7 +102,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             continue
         for place, found in sweep(network, dataset, missing, executor, split=split, progress=progress):
             store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
-            if place["key"] == f"{split} {UNTRUNCATED}":
+            if progress and place["key"] == f"{split} {UNTRUNCATED}":
                 show_untruncated(found, split_arrays(dataset, split)[1])
     return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset,
                    {"started": started, "seconds": round(time.perf_counter() - begun, 1), **provenance()})

@@ -1,11 +1,15 @@
 """The numbers that a page shows, by the name of what was measured."""
 
-from functools import cache
+import os
+from functools import cache, partial
 
 import pandas as pd
 
 from ..experiments.kernel_spectra import network_spectra, summary
+from ..experiments.measurements import EXPERIMENTS as MEASUREMENTS
+from ..experiments.measurements import find_table, measure, read_table
 from ..experiments.weights import find_weights, read_card, trained_seeds
+from .figures import OUTPUT_VARIABLE
 
 _spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
 
@@ -17,7 +21,17 @@ def _networks(model: str, dataset: str) -> pd.DataFrame:
     return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} for card in cards])
 
 
+def _measured(experiment: str, model: str, dataset: str) -> pd.DataFrame:
+    """The tables of all networks that are measured; where none is, the first is measured here and kept."""
+    seeds = trained_seeds(model, dataset)
+    tables = [path for seed in seeds if (path := find_table(experiment, model, dataset, seed))]
+    shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
+    return pd.concat([read_table(path) for path in tables or [measure(experiment, model, dataset, seeds[0],
+                                                                      progress=shown)]], ignore_index=True)
+
+
 EXPERIMENTS = {
+    **{name: partial(_measured, name) for name in MEASUREMENTS},
     "networks": _networks,
     "spectra": _spectra,
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
@@ -27,6 +41,8 @@ EXPERIMENTS = {
 def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFrame:
     """The results of `experiment` for all trained networks `model` on `dataset`, tidy.
 
+    "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.measurements: their published tables,
+    else your own; where there is none, one network is measured, which needs the data set, and kept below runs/.
     "networks": one row a network, what its card says of it. "spectra" and "spectrum-summary": computed here from the
     weights, see `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises
     `ValueError` for an unknown experiment.
