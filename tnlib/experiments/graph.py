@@ -181,6 +181,7 @@ def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
         graph.set_submodule(node.target, convolutions[node.target])
         with graph.graph.inserting_before(last):  # not where it was: what is added may come later
             fused = graph.graph.call_module(node.target, (*node.args, *other))
+        fused.meta["shape"] = last.meta["shape"]
         last.replace_all_uses_with(fused)
     graph.graph.eliminate_dead_code()
     graph.recompile()
