@@ -10,6 +10,7 @@ holds one unit of work, and the calling process the kernels of `AHEAD` + 1 group
 """
 
 import itertools
+import math
 import pickle
 import threading
 import uuid
@@ -27,8 +28,8 @@ from .graph import Network, traced
 from .networks import conv_kernels
 
 KEPT_BYTES = 2**30
-BATCH_BYTES = {"cpu": 2**24, "cuda": 2**30}  # on a CPU what the caches hold
-LEAST_BATCH = 32
+BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
+LEAST_BATCH, MOST_BATCH = 32, {"cpu": 128, "cuda": 2048}  # on a CPU, larger ones leave the caches and are slower
 KERNEL_BYTES = 2**28
 UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
 AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
@@ -159,7 +160,9 @@ class Worker:
         if self._kept[0] != key:
             self._kept = None, None  # freed before the next are computed
             split = self.network.split(key[0])
-            size = max(LEAST_BATCH, BATCH_BYTES[self.device.type] // max(1, split.peak_bytes))
+            size = min(MOST_BATCH[self.device.type], BATCH_BYTES[self.device.type] // max(1, split.peak_bytes))
+            size = max(LEAST_BATCH, size)
+            size = math.ceil(len(labels) / math.ceil(len(labels) / size))  # all but alike: weights are laid out for one
             batches = []
             for first in range(0, len(labels), size):
                 image = preprocess(torch.from_numpy(pixels[first:first + size]).to(self.device)).to(self.device)
