@@ -74,6 +74,7 @@ def measure(experiment, model, dataset, seed, data, publish):
 
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode or cp. Goes on where it was cut off.
     """
+    from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.measurements import experiment_called, measure
@@ -82,6 +83,8 @@ def measure(experiment, model, dataset, seed, data, publish):
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
     click.echo(f"Results: {measure(experiment, model, load_dataset(dataset, data), seed, folder)}")
+    if publish:
+        describe_results(PUBLISHED)
 
 
 @main.command()

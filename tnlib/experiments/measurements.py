@@ -18,13 +18,14 @@ from .controls import matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_sample, load_dataset
 from .drops import counts, pack_difference, unpack_difference
-from .evaluation import split_arrays
+from .evaluation import Evaluation, split_arrays
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .provenance import now, provenance
 from .replacements import Replacements
 from .store import Store
 from .sweep import sweep
-from .truncations import cp_truncations, cut_truncations, joint_truncations, multi_mode_truncations, show_untruncated
+from .truncations import (cp_truncations, cut_truncations, joint_truncations, multi_mode_truncations, outcome,
+                          show_untruncated)
 from .weights import find_weights, load_model, read_card, stem
 
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
@@ -144,8 +145,8 @@ def _export(entry, store, path, identity, dataset, how) -> Path:
                  for key, labels, packed, loss in store.cells() if labels["split"] == split]
         _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
         cells = [cell for cell in found if cell[0] != f"{split} {UNTRUNCATED}"]
-        plain = {name: getattr(value, "item", lambda: value)() for name, value in counts(baseline, baseline).items()}
-        untruncated[split] = plain | {"loss": loss}
+        whole = Evaluation(baseline, loss)
+        untruncated[split] = outcome(whole, whole)
         right = np.stack([correct for _, _, correct, _ in cells])
         table = pd.DataFrame([labels for _, labels, _, _ in cells]).assign(
             **counts(baseline, right), loss=[loss for *_, loss in cells])

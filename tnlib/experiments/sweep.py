@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .evaluation import Evaluation, check_logits, exact_float32, split_arrays, to_unit_floats
 from .graph import Network, traced

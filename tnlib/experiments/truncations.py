@@ -15,10 +15,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts, svd
 from ..tensors.decompositions import cp, hosvd
+from .drops import counts
 from .evaluation import Evaluation
 from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
                            rank_at)
@@ -195,15 +196,9 @@ def _compared(kernel, approximation) -> dict[str, float]:
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 def outcome(evaluation: Evaluation, baseline: Evaluation) -> dict:
-    """What a cell's row says of its answers: `images, correct, lost, gained, accuracy, accuracy_drop, loss`.
-
-    `lost`: images right in `baseline`, the untruncated network, and wrong here; `gained`: the reverse. `accuracy` is a
-    fraction, `accuracy_drop` in percentage points, `loss` in nats.
-    """
-    right, before = evaluation.correct, baseline.correct
-    return {"images": len(right), "correct": int(right.sum()), "lost": int((before & ~right).sum()),
-            "gained": int((right & ~before).sum()), "accuracy": evaluation.accuracy,
-            "accuracy_drop": 100 * (int(before.sum()) - int(right.sum())) / len(right), "loss": evaluation.loss}
+    """What a cell's row says of its answers: `counts` of its bits against the untruncated network's, and the `loss`."""
+    found = counts(baseline.correct, evaluation.correct)
+    return {name: getattr(value, "item", lambda: value)() for name, value in found.items()} | {"loss": evaluation.loss}
 
 
 def show_untruncated(evaluation: Evaluation, labels: np.ndarray) -> None:

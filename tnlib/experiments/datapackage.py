@@ -1,0 +1,58 @@
+"""datapackage.json: what every published table is and what its columns mean, as a Frictionless Data Package."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from .files import sha256_of, write_json
+from .weights import read_card
+
+COLUMNS = {
+    "model": ("string", "name of the network"),
+    "dataset": ("string", "name of the data set on which it was trained and evaluated"),
+    "seed": ("integer", "the training run"),
+    "split": ("string", "images of the row: test, or validation (held out of training)"),
+    "layer": ("string", "the layer whose kernel is replaced, as in named_modules()"),
+    "cut": ("string", "the cut, named by the modes of its rows"),
+    "rank": ("integer", "rank kept, or number of terms of a CP"),
+    "max_rank": ("integer", "the largest rank that the cut, or a CP, can have"),
+    "fraction": ("number", "share of the largest rank kept, rounded up to a rank"),
+    "rank_out": ("integer", "rank kept of the mode OUT"),
+    "rank_in": ("integer", "rank kept of the mode IN"),
+    "draw": ("integer", "number of the random draw"),
+    "norm_kept": ("number", "‖K'‖/‖K‖ (Frobenius) of the stored kernel; over all layers where several are replaced"),
+    "relative_error": ("number", "‖K − K'‖/‖K‖ (Frobenius) of the stored kernel; over all layers where several are replaced"),
+    "parameters": ("integer", "entries of the factors that make K', without bias; over all layers where several are replaced"),
+    "data_aware_error": ("number", "‖conv(x, K − K')‖/‖conv(x, K)‖ over inputs x of the layer from 5,000 training images"),
+    "fit": ("number", "1 − relative error of a CP's best start"),
+    "largest_component_norm": ("number", "norm of the largest term of a CP, relative to ‖K‖"),
+    "converged": ("boolean", "whether the fit stopped before its iterations were used up"),
+    "images": ("integer", "number of images evaluated"),
+    "correct": ("integer", "number of images answered right"),
+    "lost": ("integer", "images right with the untruncated network and wrong here"),
+    "gained": ("integer", "images wrong with the untruncated network and right here"),
+    "accuracy": ("number", "correct / images"),
+    "accuracy_drop": ("number", "accuracy of the untruncated network minus accuracy, in percentage points"),
+    "loss": ("number", "mean cross-entropy in nats"),
+}
+
+
+def describe_results(folder) -> Path:
+    """Write `folder`/datapackage.json for the tables in `folder`/results, and return its path."""
+    folder = Path(folder)
+    resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv"))]
+    package = {"name": "tnlib-results", "title": "Accuracy of convolutional networks with truncated kernels",
+               "licenses": [{"name": "CC-BY-4.0", "path": "https://creativecommons.org/licenses/by/4.0/"}],
+               "resources": resources}
+    write_json(folder / "datapackage.json", package)
+    return folder / "datapackage.json"
+
+
+def _resource(folder: Path, path: Path) -> dict:
+    card = read_card(path)
+    columns = pd.read_csv(path, nrows=0).columns
+    return {"name": path.stem, "path": str(path.relative_to(folder)), "format": "csv", "mediatype": "text/csv",
+            "encoding": "utf-8", "bytes": path.stat().st_size, "hash": f"sha256:{sha256_of(path)}",
+            "description": f"{card['experiment']}, {card['model']} on {card['dataset']}, seed {card['seed']}",
+            "schema": {"fields": [{"name": name, "type": COLUMNS[name][0], "description": COLUMNS[name][1]}
+                                  for name in columns]}}
