@@ -8,9 +8,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize, stats
 
 import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
+from tnlib.experiments.measurements import find_table, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
@@ -79,6 +81,33 @@ def test_the_gauges_of_the_figure_differ_and_training_leaves_a_deficit(shapes_jo
     assert abs(values["entropy-balanced"] - values["entropy-trained"]) < 1
     assert values["example-kept"] > values["example-kept-chance"]
     assert values["median-1"] > 0 and values["shuffled-part"] < 50
+
+
+def test_the_map_of_truncations_is_that_of_the_answers(shapes_jobs):
+    """λ* of every cell, from the counts of lost and gained images and Tango's bound found by scipy's root finder."""
+    folder = shapes_jobs["truncations"].folder / "figures"
+    path = find_table("truncation", "vanilla", "shapes", 0)
+    table = read_table(path).query("split == 'test'")
+    stars = pd.read_csv(folder / "truncation-map.csv").set_index(["layer", "cut"])["mean"]
+    assert len(stars) == 28
+    for (layer, cut), curve in table.groupby(["layer", "cut"]):
+        star = 0.0
+        for row in curve.sort_values("rank", ascending=False).itertuples():
+            if _upper_bound(row.lost, row.gained, row.images) > 1:
+                break
+            star = max(star, 1 - row.norm_kept)
+        assert stars[layer, cut] == pytest.approx(star, abs=1e-6)
+
+
+def _upper_bound(lost, gained, n):
+    """The one-sided 95 % score bound of the drop in points, by its definition (Tango 1998)."""
+    def score(drop):
+        a, b = 2 * n, (2 * n - lost + gained) * drop - (lost + gained)
+        c = -gained * drop * (1 - drop)
+        likely = (np.sqrt(b * b - 4 * a * c) - b) / (2 * a)  # P(gained) under the hypothesis
+        return (lost - gained - n * drop) / np.sqrt(n * (2 * likely + drop * (1 - drop)))
+    estimate = (lost - gained) / n
+    return 100 * optimize.brentq(lambda drop: score(drop) + stats.norm.ppf(0.95), estimate + 1e-9, 0.999)
 
 
 @pytest.mark.parametrize("words, status, message", [
