@@ -7,6 +7,7 @@ into which another kernel can be put; and nothing is written in place, so that a
 import copy
 import operator
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +76,9 @@ class Convolution(nn.Module):
     def _rows(self, image, other):
         """A 1×1 convolution: all positions of all images as one row of one image, which is one matrix product."""
         n, _, height, width = image.shape
-        row = lambda x: x.permute(0, 2, 3, 1).reshape(1, 1, n * height * width, -1).permute(0, 3, 1, 2)  # [1, C, 1, NHW]
-        output = self._reordered(row(image), ([0, 0], [1, 1], [1, 1], 1), None if other is None else row(other))
+        row = lambda x: x.permute(0, 2, 3, 1).reshape(1, 1, n * height * width, -1).permute(0, 3, 1, 2)
+        output = self._reordered(row(image), ([0, 0], [1, 1], [1, 1], 1),                    # [1, C, 1, N·H·W] each
+                                 None if other is None else row(other))
         return output.permute(0, 2, 3, 1).reshape(n, height, width, -1).permute(0, 3, 1, 2)  # [N, OUT, H, W]
 
     def _reordered(self, image, geometry, other):
@@ -160,30 +162,33 @@ class _Unwritten(fx.Interpreter):
 def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     """Make every convolution with what follows it one node, in place; return them by the layer's name."""
     convolutions = {}
-    shared = lambda name: sum(node.op == "call_module" and node.target == name for node in graph.graph.nodes) > 1
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         module = _module(graph, node)
-        if type(module) is not nn.Conv2d or node.kwargs or module.padding_mode != "zeros" or isinstance(module.padding, str) \
-                or shared(node.target):
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if not plain or node.kwargs or calls[node.target] > 1:
             continue
-        last, norm, other, activation = node, None, (), ("none", ())
-        follower = _module(graph, _only_user(last))
+        chain, norm, other, activation = [node], None, (), ("none", ())
+        follower = _module(graph, _only_user(node))
         if type(follower) is nn.BatchNorm2d and follower.running_var is not None:
-            last = _only_user(last)
-            norm = _module(graph, last)
-        user = _only_user(last)
+            norm = follower
+            chain.append(_only_user(node))
+        user = _only_user(chain[-1])
         if user is not None and user.target in ADDITIONS and not user.kwargs and len(
                 {source.meta["shape"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
-            other, last = tuple(value for value in user.args if value is not last), user
-        if (key := _activation(graph, _only_user(last))) is not None:
-            last, activation = _only_user(last), ACTIVATIONS[key]
+            other = tuple(value for value in user.args if value is not chain[-1])
+            chain.append(user)
+        if (key := _activation(graph, _only_user(chain[-1]))) is not None:
+            activation = ACTIVATIONS[key]
+            chain.append(_only_user(chain[-1]))
         convolutions[node.target] = Convolution(module, norm, activation)
         graph.set_submodule(node.target, convolutions[node.target])
-        with graph.graph.inserting_before(last):  # not where it was: what is added may come later
+        with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
             fused = graph.graph.call_module(node.target, (*node.args, *other))
-        fused.meta["shape"] = last.meta["shape"]
-        last.replace_all_uses_with(fused)
-    graph.graph.eliminate_dead_code()
+        fused.meta["shape"] = chain[-1].meta["shape"]
+        chain[-1].replace_all_uses_with(fused)
+        for done in reversed(chain):
+            graph.graph.erase_node(done)
     graph.recompile()
     return convolutions
 
