@@ -7,90 +7,18 @@ into which another kernel can be put; and nothing is written in place, so that a
 import copy
 import operator
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
-# activation → its name and numbers in oneDNN, which applies it while a convolution's output is still in the cache
-ACTIVATIONS = {nn.ReLU: ("relu", ()), F.relu: ("relu", ()), torch.relu: ("relu", ()), "relu": ("relu", ()),
-               nn.ReLU6: ("hardtanh", (0.0, 6.0)), F.relu6: ("hardtanh", (0.0, 6.0))}
-APPLY = {"none": lambda x: x, "relu": torch.relu_, "hardtanh": F.hardtanh_}
+from .convolution import ACTIVATIONS, Convolution
+
 ADDITIONS = (operator.add, torch.add, "add")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
                 operator.itruediv: operator.truediv}
-# oneDNN reads a channels_last image by rows, and so a large weight anew for every few positions of a small map: there
-# its own layout is faster. Measured with AVX-512: from 3×3×256×256 at 4×4 on (1.3 times; 3.5 times at 2×2).
-SMALL_MAP, LARGE_WEIGHT = 16, 2**19
 PROBE_TOLERANCE = 1e-3  # of the largest logit, between the graph and the model: far above rounding
-
-
-class Convolution(nn.Module):
-    """activation(batch norm(conv(image, kernel)) + other) as one operation; `put` replaces the kernel.
-
-    The batch norm's scale is multiplied onto the OUT rows of whatever kernel is put in. On a CPU the weight is kept in
-    oneDNN's blocked layout, elsewhere in channels_last.
-    """
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation=("none", ())):
-        super().__init__()
-        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-        self.activation, self.numbers = activation
-        kernel, bias = conv.weight.detach(), conv.bias
-        scale, shift = kernel.new_ones(len(kernel)).double(), kernel.new_zeros(len(kernel)).double()
-        if bias is not None:
-            shift = bias.detach().double()
-        if norm is not None:
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            scale = scale * norm.weight.detach().double() if norm.affine else scale
-            shift = (shift - norm.running_mean.double()) * scale
-            shift = shift + norm.bias.detach().double() if norm.affine else shift
-        self.scale, self.bias = scale, shift.to(kernel.dtype)
-        self.kernel = kernel
-        self.blocked = kernel.device.type == "cpu" and kernel.dtype == torch.float32 and \
-            torch.backends.mkldnn.is_available()
-        self.pointwise = kernel.shape[2:].numel() == 1 and conv.groups == 1 and not any(conv.padding)
-        self.put(kernel)
-
-    def put(self, kernel: torch.Tensor | None) -> None:
-        """Convolve with `kernel` (OUT, IN/groups, KH, KW) from now on; None: with the layer's own."""
-        kernel = self.kernel if kernel is None else kernel
-        weight = (kernel.double() * self.scale.view(-1, 1, 1, 1)).to(kernel.dtype)
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
-
-    def forward(self, image, other=None):
-        """(N, IN, H, W), and (N, OUT, H', W') to be added before the activation → (N, OUT, H', W')."""
-        image = image.contiguous(memory_format=torch.channels_last)
-        if not self.blocked:
-            padding, stride, dilation, groups = self.geometry
-            output = F.conv2d(image, self.weight, self.bias, stride, padding, dilation, groups)
-            return APPLY[self.activation](output if other is None else output + other, *self.numbers)
-        if self.pointwise:
-            return self._rows(image[:, :, ::self.geometry[1][0], ::self.geometry[1][1]], other)
-        if image[0, 0].numel() <= SMALL_MAP and self.kernel.numel() > LARGE_WEIGHT:
-            return self._onednn(image.contiguous(), self.weight.contiguous(), self.geometry, other)
-        return self._reordered(image, self.geometry, other)
-
-    def _rows(self, image, other):
-        """A 1×1 convolution: all positions of all images as one row of one image, which is one matrix product."""
-        n, _, height, width = image.shape
-        row = lambda x: x.permute(0, 2, 3, 1).reshape(1, 1, n * height * width, -1).permute(0, 3, 1, 2)  # [1, C, 1, NHW]
-        output = self._reordered(row(image), ([0, 0], [1, 1], [1, 1], 1), None if other is None else row(other))
-        return output.permute(0, 2, 3, 1).reshape(n, height, width, -1).permute(0, 3, 1, 2)  # [N, OUT, H, W]
-
-    def _reordered(self, image, geometry, other):
-        if not self.weight.is_mkldnn:  # how it is blocked depends on the image's size
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, list(image.shape))
-        return self._onednn(image, self.weight, geometry, other)
-
-    def _onednn(self, image, weight, geometry, other):
-        convolve, numbers = torch.ops.mkldnn._convolution_pointwise, list(self.numbers)
-        if other is None:
-            return convolve(image, weight, self.bias, *geometry, self.activation, numbers, "")
-        other = other.contiguous(memory_format=torch.channels_last if weight.is_mkldnn else torch.contiguous_format)
-        activation = None if self.activation == "none" else self.activation
-        return convolve.binary(image, other, weight, self.bias, *geometry, "add", 1.0, activation, numbers, "")
 
 
 # ---- from a model to a graph -------------------------------------------------------------------------------------
@@ -160,30 +88,34 @@ class _Unwritten(fx.Interpreter):
 def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     """Make every convolution with what follows it one node, in place; return them by the layer's name."""
     convolutions = {}
-    shared = lambda name: sum(node.op == "call_module" and node.target == name for node in graph.graph.nodes) > 1
+    calls = Counter(node.target.removesuffix(".weight") for node in graph.graph.nodes
+                    if node.op in ("call_module", "get_attr"))
     for node in list(graph.graph.nodes):
         module = _module(graph, node)
-        if type(module) is not nn.Conv2d or node.kwargs or module.padding_mode != "zeros" or isinstance(module.padding, str) \
-                or shared(node.target):
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if not plain or node.kwargs or calls[node.target] > 1:
             continue
-        last, norm, other, activation = node, None, (), ("none", ())
-        follower = _module(graph, _only_user(last))
+        chain, norm, other, activation = [node], None, (), ("none", ())
+        follower = _module(graph, _only_user(node))
         if type(follower) is nn.BatchNorm2d and follower.running_var is not None:
-            last = _only_user(last)
-            norm = _module(graph, last)
-        user = _only_user(last)
+            norm = follower
+            chain.append(_only_user(node))
+        user = _only_user(chain[-1])
         if user is not None and user.target in ADDITIONS and not user.kwargs and len(
                 {source.meta["shape"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
-            other, last = tuple(value for value in user.args if value is not last), user
-        if (key := _activation(graph, _only_user(last))) is not None:
-            last, activation = _only_user(last), ACTIVATIONS[key]
+            other = tuple(value for value in user.args if value is not chain[-1])
+            chain.append(user)
+        if (key := _activation(graph, _only_user(chain[-1]))) is not None:
+            activation = ACTIVATIONS[key]
+            chain.append(_only_user(chain[-1]))
         convolutions[node.target] = Convolution(module, norm, activation)
         graph.set_submodule(node.target, convolutions[node.target])
-        with graph.graph.inserting_before(last):  # not where it was: what is added may come later
+        with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
             fused = graph.graph.call_module(node.target, (*node.args, *other))
-        fused.meta["shape"] = last.meta["shape"]
-        last.replace_all_uses_with(fused)
-    graph.graph.eliminate_dead_code()
+        fused.meta["shape"] = chain[-1].meta["shape"]
+        chain[-1].replace_all_uses_with(fused)
+        for done in reversed(chain):
+            graph.graph.erase_node(done)
     graph.recompile()
     return convolutions
 

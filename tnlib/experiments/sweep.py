@@ -9,13 +9,14 @@ Memory, besides the network's weights (three times: the model, its copy, and as 
 holds one unit of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
 """
 
+import copy
 import itertools
 import math
 import pickle
 import threading
 import uuid
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,8 @@ from .graph import Network, traced
 from .networks import conv_kernels
 
 KEPT_BYTES = 2**30
-BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
-LEAST_BATCH, MOST_BATCH = 32, {"cpu": 128, "cuda": 2048}  # on a CPU, larger ones leave the caches and are slower
+BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**30
+LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
 KERNEL_BYTES = 2**28
 UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
 AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
@@ -53,8 +54,11 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     """
     layers = conv_kernels(model)
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
-    cells = _checked(replacements, layers)
+    computed = {layer for layer in layers if "weight" not in model.get_submodule(layer)._parameters}
+    cells = _checked(replacements, layers, computed)
     preprocess = preprocess or to_unit_floats
+    if executor is not None:
+        model = copy.deepcopy(model).cpu()
     with torch.no_grad(), exact_float32():
         probe = _probe(model, pixels, labels, preprocess)
         graph = traced(model, probe)
@@ -63,22 +67,25 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
 
 
 def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress):
-    payload = None if executor is None else pickle.dumps((graph.cpu(), probe.cpu()))
-    key = uuid.uuid4().hex
-    worker = Worker(graph, probe)
-    if executor is None:
-        submit = _ThisProcess(worker, preprocess).submit
-    else:
-        submit = lambda *unit: executor.submit(_remote_unit, key, payload, preprocess, *unit)
+    # As bytes, pickled once: tensors handed over between processes would each hold a file open.
+    network = None if executor is None else pickle.dumps((graph, probe))
+    worker, key, threads = Worker(graph, probe), uuid.uuid4().hex, torch.get_num_threads()
     pending = deque()
-    threads = torch.get_num_threads()
+
+    def submit(group):
+        kernels = [cell for _, cell in group.cells]
+        if executor is None:
+            call = lambda *images: _done(worker.evaluate(preprocess, kernels, *images))
+        else:
+            kernels = pickle.dumps([{layer: kernel.cpu() for layer, kernel in cell.items()} for cell in kernels])
+            call = lambda *images: executor.submit(_remote_unit, key, network, preprocess, kernels, *images)
+        return [call(start, pixels[start:start + group.images], labels[start:start + group.images])
+                for start in range(0, len(labels), group.images)]
+
     with tqdm(total=total, unit="cell", disable=not progress) as bar:
         try:
             for group in _groups(cells, worker.network, len(labels), executor is not None):
-                units = [submit(start, pixels[start:start + group.images], labels[start:start + group.images],
-                                [kernels for _, kernels in group.cells])
-                         for start in range(0, len(labels), group.images)]
-                pending.append((group, units))
+                pending.append((group, submit(group)))
                 if executor is None or len(pending) > AHEAD:
                     yield from _collected(*pending.popleft(), bar)
             while pending:
@@ -138,7 +145,7 @@ class Worker:
         self.device = probe.device
         self._kept = None, None
 
-    def evaluate(self, preprocess, start, pixels, labels, cells) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, preprocess, cells, start, pixels, labels) -> tuple[np.ndarray, np.ndarray]:
         """Correct (bool, [cells, images]) and summed loss ([cells]) of replacements `cells` that reach the same."""
         correct, loss = [], []
         with torch.inference_mode(), exact_float32():
@@ -160,8 +167,8 @@ class Worker:
         if self._kept[0] != key:
             self._kept = None, None  # freed before the next are computed
             split = self.network.split(key[0])
-            size = min(MOST_BATCH[self.device.type], BATCH_BYTES[self.device.type] // max(1, split.peak_bytes))
-            size = max(LEAST_BATCH, size)
+            most, limit = (MOST_BATCH, BATCH_BYTES) if self.device.type == "cpu" else (GPU_MOST_BATCH, GPU_BATCH_BYTES)
+            size = max(LEAST_BATCH, min(most, limit // max(1, split.peak_bytes)))
             size = math.ceil(len(labels) / math.ceil(len(labels) / size))  # all but alike: weights are laid out for one
             batches = []
             for first in range(0, len(labels), size):
@@ -172,27 +179,21 @@ class Worker:
         return self._kept[1]
 
 
-class _ThisProcess(Executor):
-    """Runs a unit when it is handed over."""
-
-    def __init__(self, worker, preprocess):
-        self.worker, self.preprocess = worker, preprocess
-
-    def submit(self, *unit):
-        future = Future()
-        future.set_result(self.worker.evaluate(self.preprocess, *unit))
-        return future
+def _done(result) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future
 
 
 _mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
 
 
-def _remote_unit(key, payload, preprocess, start, pixels, labels, cells):
+def _remote_unit(key, network, preprocess, cells, *images):
     torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
     if getattr(_mine, "key", None) != key:
-        _mine.worker = Worker(*pickle.loads(payload))
+        _mine.worker = Worker(*pickle.loads(network))
         _mine.key = key
-    return _mine.worker.evaluate(preprocess, start, pixels, labels, cells)
+    return _mine.worker.evaluate(preprocess, pickle.loads(cells), *images)
 
 
 # ---- what is asked for, checked ----------------------------------------------------------------------------------
@@ -226,10 +227,11 @@ def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     return probe
 
 
-def _checked(replacements, layers):
-    if isinstance(replacements, (list, tuple)):
-        replacements = [_checked_cell(cell, layers) for cell in replacements]
-    cells = (_checked_cell(cell, layers) for cell in replacements)
+def _checked(replacements, layers, computed):
+    """The cells, of which those of a list are all checked now and others as they come; `computed`: layers' names."""
+    check = lambda cell: _checked_cell(cell, layers, computed)
+    known = isinstance(replacements, (list, tuple))
+    cells = iter([check(cell) for cell in replacements]) if known else map(check, replacements)
     try:
         first = next(cells)
     except StopIteration:
@@ -237,12 +239,14 @@ def _checked(replacements, layers):
     return itertools.chain([first], cells)
 
 
-def _checked_cell(cell, layers):
+def _checked_cell(cell, layers, computed):
     if not (isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], dict)):
         raise TypeError(f"each of replacements must be (labels, {{layer: kernel}}), got {cell!r}")
     for layer, kernel in cell[1].items():
         if layer not in layers:
             raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, layers))}")
+        if layer in computed:
+            raise ValueError(f"the layer {layer!r} computes its weight (a parametrisation): remove that first")
         want = layers[layer]
         if not isinstance(kernel, torch.Tensor) or kernel.shape != want.shape or kernel.dtype != want.dtype:
             got = f"{kernel.dtype} {tuple(kernel.shape)}" if isinstance(kernel, torch.Tensor) else type(kernel).__name__

@@ -1,0 +1,355 @@
+"""The sweep against the plain way, image by image; that nothing is computed twice; and what it refuses."""
+
+import itertools
+import warnings
+import weakref
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.experiments.sweep_cases import MODELS, model_and_data, noisy, swapped
+from tnlib import Dataset, conv_kernels, evaluate, load_dataset, load_model, sweep
+from tnlib.experiments import sweep as sweep_module
+from tnlib.experiments.convolution import Convolution
+from tnlib.experiments.graph import Network, traced
+
+TIES = 2 / 10_000  # images that may be answered otherwise, for two logits are equal to rounding
+
+
+def run(model, dataset, replacements, *arguments, **options):
+    return list(sweep(model, dataset, replacements, *arguments, progress=False, **options))
+
+
+def cells_of(model, most=6):
+    """The baseline, some layers alone twice each, and the first three at once."""
+    kernels = conv_kernels(model)
+    chosen = list(kernels)[::max(1, len(kernels) // most)]
+    cells = [({"cell": "untruncated"}, {})]
+    cells += [({"cell": layer, "size": size}, {layer: noisy(kernels[layer], size)})
+              for layer in chosen for size in (0.5, 1.5)]
+    return cells + [({"cell": "three"}, {layer: noisy(kernels[layer]) for layer in chosen[:3]})]
+
+
+# ---- exactness ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", MODELS)
+def test_against_the_weight_swapped_and_the_whole_network_run(name):
+    model, dataset = model_and_data(name)
+    cells = cells_of(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is traced
+        found = run(model, dataset, cells)
+    assert [labels for labels, _ in found] == [labels for labels, _ in cells]
+    assert found[0][1].accuracy == 1
+    differ, changed = 0, 0
+    for (_, evaluation), (_, kernels) in zip(found, cells):
+        expected = swapped(model, dataset, kernels)
+        differ += (evaluation.correct != expected.correct).sum()
+        changed += (~expected.correct).sum()
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert changed > 50  # the replacements matter, and each in its own way
+    assert differ <= TIES * len(cells) * len(dataset.test_labels)
+
+
+def test_the_published_network_on_its_images():
+    model, shapes = load_model("vanilla", "shapes"), load_dataset("shapes")
+    chosen = shapes.subset(1000)
+    dataset = Dataset(shapes.test_images[chosen], shapes.test_labels[chosen])
+    cells = [({}, {layer: noisy(kernel, 1.5)}) for layer, kernel in conv_kernels(model).items()]
+    differ = sum((evaluation.correct != swapped(model, dataset, kernels).correct).sum()
+                 for (_, evaluation), (_, kernels) in zip(run(model, dataset, cells), cells))
+    assert differ <= TIES * 4 * len(dataset.test_labels)
+
+
+@pytest.mark.parametrize("name", ["branches", "grouped"])
+def test_what_is_left_by_one_cell_does_not_reach_the_next(name):
+    model, dataset = model_and_data(name)
+    cells = cells_of(model)
+    forwards = {labels["cell"]: evaluation for labels, evaluation in run(model, dataset, cells)}
+    for labels, evaluation in run(model, dataset, [*cells[::-1], cells[0]]):
+        if "size" not in labels or labels["size"] == 1.5:
+            assert np.array_equal(evaluation.correct, forwards[labels["cell"]].correct)
+            assert evaluation.loss == forwards[labels["cell"]].loss
+
+
+@pytest.mark.parametrize("name", ["written", "choosing"])
+def test_a_model_that_cannot_be_traced_runs_whole_with_one_warning(name):
+    model, dataset = model_and_data(name)
+    kernel = conv_kernels(model)["conv"]
+    cells = [({}, {}), ({}, {"conv": noisy(kernel)}), ({}, {"conv": 2 * kernel})]
+    with pytest.warns(UserWarning, match="cannot be traced and is run whole") as caught:
+        found = run(model, dataset, cells)
+    assert len(caught) == 1
+    for (_, evaluation), (_, kernels) in zip(found, cells):
+        assert np.array_equal(evaluation.correct, swapped(model, dataset, kernels).correct)
+
+
+def test_the_model_is_left_as_it_is():
+    model, dataset = model_and_data("branches")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    model.relu.eval()
+    run(model, dataset, cells_of(model))
+    assert model.training and not model.relu.training and model.relu.inplace
+    model.eval()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_preprocess_split_and_images():
+    random = np.random.RandomState(0)
+    arrays = {f"{split}_images": random.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8)
+              for split, n in (("train", 200), ("test", 30))}
+    arrays |= {f"{split}_labels": np.arange(n) % 10 for split, n in (("train", 200), ("test", 30))}
+    model, dataset = model_and_data("grouped")[0], Dataset(**arrays)
+    darker = lambda batch: batch.permute(0, 3, 1, 2) / 510
+    (_, found), = run(model, dataset, [({}, {})], preprocess=darker, split="validation")
+    expected = evaluate(model, dataset, darker, split="validation")
+    assert np.array_equal(found.correct, expected.correct) and found.loss == pytest.approx(expected.loss, rel=1e-5)
+    chosen = np.array([17, 3, 3, 29])
+    (_, found), = run(model, dataset, [({}, {})], images=chosen)
+    assert np.array_equal(found.correct, evaluate(model, dataset).correct[chosen])
+
+
+# ---- nothing twice, little at once -------------------------------------------------------------------------------
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Batches of 32 images, and a limit of kept values that all images of a test are above."""
+    monkeypatch.setattr(sweep_module, "BATCH_BYTES", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many images went through each convolution, by its kernel's shape."""
+    counted, forward = {}, Convolution.forward
+
+    def count(self, image, *other):
+        shape = tuple(self.kernel.shape)
+        counted[shape] = counted.get(shape, 0) + len(image)
+        return forward(self, image, *other)
+
+    monkeypatch.setattr(Convolution, "forward", count)
+    return counted
+
+
+def vanilla_cells(count=5):
+    model, dataset = model_and_data("vanilla")
+    kernel = conv_kernels(model)["conv3"]
+    return model, dataset, [({"k": k}, {"conv3": noisy(kernel, seed=k)}) for k in range(count)]
+
+
+def images_through(calls):
+    return [count for _, count in sorted(calls.items(), key=lambda item: item[0][0])]  # by OUT: conv1 to conv4
+
+
+@pytest.mark.parametrize("batches", ["whole", "small"])
+def test_what_comes_before_is_computed_once(calls, request, batches):
+    if batches == "small":
+        request.getfixturevalue("small_batches")
+    model, dataset, cells = vanilla_cells()
+    run(model, dataset, cells)
+    assert images_through(calls) == [202, 202, 1002, 1002]  # two images more, to see how large the values are
+
+
+def test_once_for_every_group_where_the_kept_values_do_not_fit(calls, monkeypatch):
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(sweep_module, "UNIT_CELLS", 3)
+    model, dataset, cells = vanilla_cells(5)
+    found = run(model, dataset, cells)
+    assert images_through(calls) == [402, 402, 1002, 1002]  # groups of three and of two cells
+    monkeypatch.undo()
+    for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells)):
+        assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+
+
+def test_groups_are_bounded_by_their_kernels_bytes(monkeypatch):
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(sweep_module, "KERNEL_BYTES", 3 * 128 * 64 * 9 * 4 + 1)
+    model, dataset, cells = vanilla_cells(7)
+    drawn, after = [], []
+    for labels, _ in sweep(model, dataset, (drawn.append(cell) or cell for cell in cells), progress=False):
+        after.append(len(drawn))
+    assert after == [4, 4, 4, 7, 7, 7, 7]  # three kernels at a time, and the one that did not fit
+
+
+def test_cells_come_one_by_one_and_are_asked_for_one_by_one():
+    model, dataset, cells = vanilla_cells(4)
+    drawn = []
+    results = sweep(model, dataset, (drawn.append(cell) or cell for cell in cells), progress=False)
+    assert len(drawn) == 1  # the first was looked at: are there any?
+    for k, (labels, _) in enumerate(results):
+        assert labels == {"k": k} and len(drawn) <= k + 2
+
+
+class Chain(nn.Module):
+    def __init__(self, length):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(length))
+
+    def forward(self, image):
+        for conv in self.convs:
+            image = torch.tanh(conv(image))
+        return image.mean((2, 3))
+
+
+def test_values_are_freed_after_their_last_use(monkeypatch):
+    alive, most, forward = weakref.WeakSet(), [], Convolution.forward
+
+    def counted(self, image, *other):
+        value = forward(self, image, *other)
+        alive.add(value)
+        most.append(len(alive))
+        return value
+
+    monkeypatch.setattr(Convolution, "forward", counted)
+    image = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        network = Network(traced(Chain(12).eval(), image), image)
+        split = network.split(network.reached(["convs.6"]))
+        del most[:]
+        kept = split.before(image)
+        assert len(kept) == 1
+        split.after(*kept)
+    assert most == [1] * 12
+
+
+def test_the_bytes_of_a_split():
+    model = Chain(4).eval()
+    probe = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        network = Network(traced(model, probe), probe)
+    split = network.split(network.reached(["convs.2"]))
+    one = 3 * 8 * 8 * 4
+    assert split.kept_bytes == one and split.peak_bytes == 2 * one
+
+
+def test_parallel_branches_that_a_layer_does_not_reach_are_kept(calls):
+    model, dataset = model_and_data("branches")
+    run(model, dataset, [({}, {"left": noisy(conv_kernels(model)["left"], seed=k)}) for k in range(4)])
+    assert calls[(8, 8, 1, 1)] == 802 and calls[(8, 8, 3, 3)] == 202  # left four times, right once
+
+
+# ---- executors ---------------------------------------------------------------------------------------------------
+
+def dask():
+    from distributed import Client
+    client = Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    executor = client.get_executor()
+    executor.close = client.close
+    return executor
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(2), lambda: ProcessPoolExecutor(2), dask],
+                         ids=["threads", "processes", "dask"])
+def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
+    monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
+    model, dataset = model_and_data("vanilla")
+    cells = cells_of(model)
+    executor = make()
+    try:
+        found = run(model, dataset, iter(cells), executor)
+    finally:
+        getattr(executor, "close", executor.shutdown)()
+    for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells), strict=True):
+        assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_workers_use_one_thread_and_this_process_gets_its_own_back():
+    model, dataset, cells = vanilla_cells(2)
+    seen = []
+
+    def preprocess(batch):
+        seen.append(torch.get_num_threads())
+        return batch.permute(0, 3, 1, 2) / 255
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            run(model, dataset, cells, executor, preprocess=preprocess)
+        assert seen[-1] == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_error_in_a_worker_arrives():
+    model, dataset, cells = vanilla_cells(2)
+    seen = itertools.count()
+
+    def failing(batch):
+        if next(seen):
+            raise OSError("no more images")
+        return batch.permute(0, 3, 1, 2) / 255
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(OSError, match="no more images"):
+        run(model, dataset, cells, executor, preprocess=failing)
+
+
+# ---- the bar -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("known, shown", [(True, "3/3"), (False, "3cell")])
+def test_the_bar_counts_cells(capsys, known, shown):
+    model, dataset, cells = vanilla_cells(3)
+    list(sweep(model, dataset, cells if known else iter(cells)))
+    assert shown in capsys.readouterr().err
+    run(model, dataset, cells)
+    assert capsys.readouterr().err == ""
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+def bad(replacements=None, model=None, dataset=None, **options):
+    vanilla, images = model_and_data("vanilla")
+    return lambda: sweep(model or vanilla, dataset or images,
+                         [({}, {})] if replacements is None else replacements, **options)
+
+
+KERNEL = torch.zeros(32, 3, 3, 3)
+LARGE = Dataset(np.zeros((2, 48, 48, 3), dtype=np.uint8), [0, 1])
+MANY = Dataset(np.zeros((2, 32, 32, 3), dtype=np.uint8), [0, 40])
+BAD = {
+    "layer": (bad([({}, {}), ({}, {"conv9": KERNEL})]), "unknown layer 'conv9': the model's convolutions are 'conv1', "),
+    "shape": (bad([({}, {"conv1": KERNEL[:4]})]), r"kernel of 'conv1' must be torch.float32 \(32, 3, 3, 3\), got"),
+    "dtype": (bad([({}, {"conv1": KERNEL.double()})]), "got torch.float64"),
+    "array": (bad([({}, {"conv1": KERNEL.numpy()})]), "got ndarray"),
+    "no kernels": (bad([({}, None)]), r"each of replacements must be \(labels, \{layer: kernel\}\)"),
+    "empty": (bad([]), "replacements is empty"),
+    "empty iterator": (bad(iter([])), "replacements is empty"),
+    "no convolutions": (bad(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))), "Sequential has no Conv2d layers"),
+    "size": (bad(dataset=LARGE), r"Vanilla does not take images of shape \(48, 48, 3\)"),
+    "classes": (bad(dataset=MANY), "with at least 41 classes"),
+    "split": (bad(split="val"), "unknown split 'val'"),
+    "no train images": (bad(split="train"), "has no train images"),
+    "indices": (bad(images=[0, 200]), "indices from 0 to 199, got 0 to 200"),
+    "negative": (bad(images=[-1]), "indices from 0 to 199, got -1"),
+    "mask": (bad(images=np.ones(200, dtype=bool)), "must be indices"),
+    "no images": (bad(images=[]), "must be indices, at least one"),
+}
+
+
+@pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
+def test_bad_input_is_refused_before_anything_runs(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()  # nothing is asked of the generator that a right call returns
+
+
+def test_a_layer_that_computes_its_weight_is_refused():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 10, 3),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    dataset = Dataset(np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1])
+    kernels = conv_kernels(model)
+    with pytest.raises(ValueError, match="'0' computes its weight"):
+        run(model, dataset, [({}, {"0": kernels["0"]})])
+    (_, found), = run(model, dataset, [({}, {"1": 2 * kernels["1"]})])
+    assert found.loss == pytest.approx(swapped_last(model, dataset, 2 * kernels["1"]), rel=1e-5)
+
+
+def swapped_last(model, dataset, kernel):
+    before = model[1].weight.data
+    model[1].weight.data = kernel
+    loss = evaluate(model, dataset).loss
+    model[1].weight.data = before
+    return loss
