@@ -1,5 +1,6 @@
 # make book   sets everything up and builds the book: _build/html/index.html
 # make test   sets everything up and runs the tests
+# make bench  sets everything up and measures the sweep against what one would write without it
 # TORCH=cpu   takes PyTorch's small CPU build on Linux; PYTHON=python3.12 chooses an interpreter
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
@@ -10,7 +11,7 @@ ifeq ($(TORCH),cpu)
 INSTALL += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: book test clean
+.PHONY: book test bench clean
 .DELETE_ON_ERROR:
 
 book: $(VENV)/.installed
@@ -19,6 +20,9 @@ book: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@echo "make test: running the tests"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests
+
+bench: $(VENV)/.installed
+	@$(BIN)/python benchmarks/truncation.py
 
 $(VENV)/.created:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -32,7 +32,7 @@ class Grouped(nn.Module):
 
 
 class Branches(nn.Module):
-    """Branches that are concatenated, residuals, in-place operations on values that are used again, a layer used twice."""
+    """Concatenated branches, residuals, in-place operations on values that are used again, a layer used twice."""
 
     def __init__(self):
         super().__init__()

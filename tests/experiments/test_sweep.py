@@ -311,7 +311,7 @@ KERNEL = torch.zeros(32, 3, 3, 3)
 LARGE = Dataset(np.zeros((2, 48, 48, 3), dtype=np.uint8), [0, 1])
 MANY = Dataset(np.zeros((2, 32, 32, 3), dtype=np.uint8), [0, 40])
 BAD = {
-    "layer": (bad([({}, {}), ({}, {"conv9": KERNEL})]), "unknown layer 'conv9': the model's convolutions are 'conv1', "),
+    "layer": (bad([({}, {}), ({}, {"conv9": KERNEL})]), "unknown layer 'conv9': the model's convolutions are 'conv1'"),
     "shape": (bad([({}, {"conv1": KERNEL[:4]})]), r"kernel of 'conv1' must be torch.float32 \(32, 3, 3, 3\), got"),
     "dtype": (bad([({}, {"conv1": KERNEL.double()})]), "got torch.float64"),
     "array": (bad([({}, {"conv1": KERNEL.numpy()})]), "got ndarray"),

@@ -35,7 +35,7 @@ def rank_grid(max_rank: int) -> list[int]:
     """The ranks that are tried where none are given: all below `max_rank` up to 12, else at most 14, 1 among them."""
     if max_rank <= 12:
         return list(range(1, max_rank))
-    return sorted({rank_at(fraction, max_rank) for fraction in FRACTIONS})
+    return sorted({1, *(rank_at(fraction, max_rank) for fraction in FRACTIONS)})
 
 
 def rank_at(rank, max_rank: int) -> int:

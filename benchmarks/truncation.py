@@ -1,0 +1,149 @@
+"""Truncation sweeps and spectra against what one would write without this library, as ratios within one run.
+
+The plain way is an SVD for each cell, the weight swapped in, and the whole eval-mode model run in inference mode, on
+batches of the same size. Both ways run in turn, layer by layer, in the same process with the same threads, and must
+count the same correct images (but for ties). Prints the ratios of wall time, the peak memory, and the share of the
+sweep's time that is spent inside convolutions.
+
+    python benchmarks/truncation.py [--images 1000] [--threads 2]
+"""
+
+import argparse
+import resource
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+import tnlib
+from tnlib.experiments.evaluation import to_unit_floats
+from tnlib.experiments.sweep import MOST_BATCH
+from tnlib.experiments.torchvision_compat import import_torchvision
+from tnlib.experiments.truncations import cut_truncations
+from tnlib.tensors.cuts import distinct_cuts
+
+TARGETS = {"vanilla": 5.0, "resnet50": 2.5, "spectra": 4.0}
+TIES = 2 / 10_000
+FRACTIONS = (0.05, 0.2, 0.4, 0.7)
+
+
+def resnet50(dataset):
+    """torchvision's, with a 3×3 stem of stride 2 and no max-pool; batch norm has the statistics of some images."""
+    torch.manual_seed(0)
+    model = import_torchvision().models.resnet50(num_classes=10)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.Identity()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    batch = to_unit_floats(torch.from_numpy(dataset.test_images[dataset.subset(200)]))
+    with torch.no_grad():
+        model.train()(batch)
+        model.eval().fc.bias -= model(batch).mean(0)  # an untrained network says one class of everything
+    return model
+
+
+def plain_truncation(kernel, cut, rank):
+    """What one would write: permute, SVD, cut off, permute back."""
+    order = ["OUT", "IN", "KH", "KW"]
+    rows = [order.index(mode) for mode in cut.split(",")]
+    axes = rows + [axis for axis in range(4) if axis not in rows]
+    moved = kernel.permute(axes)
+    matrix = moved.reshape(int(np.prod([kernel.shape[axis] for axis in rows])), -1)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return ((u[:, :rank] * s[:rank]) @ vh[:rank]).reshape(moved.shape).permute(np.argsort(axes).tolist())
+
+
+def plain_sweep(model, pixels, labels, layer, cells):
+    """The number of correct images of each (cut, rank)."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
+    module, target, counts = model.get_submodule(layer), torch.from_numpy(labels), []
+    original = module.weight.data
+    with torch.inference_mode():
+        for cut, rank in cells:
+            module.weight.data = plain_truncation(original, cut, rank).contiguous()
+            counts.append(sum(int((model(batch).argmax(1) == right).sum()) for batch, right in zip(
+                images.split(MOST_BATCH), target.split(MOST_BATCH))))
+    module.weight.data = original
+    return counts
+
+
+def compare_sweeps(name, model, dataset, layers, images, cuts):
+    """Time both ways layer after layer; return the ratio."""
+    chosen = dataset.subset(images)
+    ours = plain = 0.0
+    cells = 0
+    for layer in layers:
+        truncations = cut_truncations(model, layer, cuts, FRACTIONS)
+        start = time.perf_counter()
+        found = [(labels["cut"], labels["rank"], int(evaluation.correct.sum())) for labels, evaluation in
+                 tnlib.sweep(model, dataset, truncations, images=chosen, progress=False)]
+        middle = time.perf_counter()
+        counts = plain_sweep(model, dataset.test_images[chosen], dataset.test_labels[chosen], layer,
+                             [(cut, rank) for cut, rank, _ in found])
+        end = time.perf_counter()
+        ours, plain, cells = ours + middle - start, plain + end - middle, cells + len(found)
+        apart = sum(abs(count - ours_count) for count, (_, _, ours_count) in zip(counts, found))
+        assert apart <= max(1, TIES * images * len(found)), f"{layer}: counts differ by {apart} images"
+        print(f"  {layer:24} {len(found):3} cells   {(end - middle) / (middle - start):5.2f}×", flush=True)
+    print(f"{name}: {plain / ours:.2f}× ({cells} cells, {images} images; target {TARGETS[name]}×)", flush=True)
+
+
+def share_of_convolutions(model, dataset, images):
+    """The share of a sweep's time inside convolutions, by torch's profiler, for the first layer: the whole network."""
+    layer, kernel = next(iter(tnlib.conv_kernels(model).items()))
+    cells = [({}, {layer: kernel * scale}) for scale in (0.9, 0.8, 0.7)]
+    results = tnlib.sweep(model, dataset, cells, images=dataset.subset(images), progress=False)
+    next(results)
+    with torch.profiler.profile() as profile:
+        list(results)
+    events = profile.key_averages()
+    inside = sum(event.self_cpu_time_total for event in events if "convolution" in event.key or "conv2d" in event.key)
+    return inside / sum(event.self_cpu_time_total for event in events)
+
+
+def compare_spectra(model):
+    """The singular values of all kernels: each distinct cut once, against every cut by `torch.linalg.svdvals`."""
+    kernels = tnlib.conv_kernels(model).values()
+    start = time.perf_counter()
+    ours = {(k, cut.name): tnlib.singular_values(kernel, cut) for k, kernel in enumerate(kernels)
+            for cut in distinct_cuts(kernel.shape)}
+    middle = time.perf_counter()
+    plain = {(k, cut.name): torch.linalg.svdvals(cut.matricize(kernel.double())) for k, kernel in enumerate(kernels)
+             for cut in tnlib.CUTS}
+    end = time.perf_counter()
+    worst = max(((ours[key] - plain[key]).abs().max() / plain[key][0]).item() for key in ours)
+    assert worst < 1e-5, f"spectra differ by {worst:.1e} of the largest value"
+    print(f"spectra of {len(kernels)} kernels: {(end - middle) / (middle - start):.2f}× "
+          f"(largest deviation {worst:.0e} of the largest value; target {TARGETS['spectra']}×)", flush=True)
+
+
+def peak_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux → GiB
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000, help="images of each cell (default 1000)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dataset = tnlib.load_dataset("shapes")
+    print(f"torch {torch.__version__}, {arguments.threads} threads, float32", flush=True)
+
+    vanilla = tnlib.load_model("vanilla", "shapes")
+    compare_sweeps("vanilla", vanilla, dataset, tnlib.conv_kernels(vanilla), arguments.images, tnlib.CUTS)
+    print(f"  inside convolutions: {share_of_convolutions(vanilla, dataset, arguments.images):.0%}; "
+          f"peak memory so far {peak_memory():.1f} GiB", flush=True)
+
+    deep = resnet50(dataset)
+    layers = list(tnlib.conv_kernels(deep))[::8]  # seven layers, evenly across the depth
+    images = max(1, arguments.images // 4)
+    compare_sweeps("resnet50", deep, dataset, layers, images, ["OUT", "OUT,KW"])
+    print(f"  inside convolutions: {share_of_convolutions(deep, dataset, images):.0%}; "
+          f"peak memory so far {peak_memory():.1f} GiB", flush=True)
+    compare_spectra(deep)
+
+
+if __name__ == "__main__":
+    main()
