@@ -19,7 +19,7 @@ book: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@echo "make test: running the tests"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests
+	@$(BIN)/python -m pytest --numprocesses 2 tests
 
 bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/truncation.py

@@ -32,6 +32,18 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in without]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Several workers: one of them takes all tests of the book, which share one book that is executed once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BookTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/book" if nodeid.startswith("tests/book/") else nodeid
+
+    return BookTogether(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     """In CI a skipped test is a failure."""

@@ -9,13 +9,6 @@ from tnlib.publishing.running import Job, run, section_values, sections
 from tnlib.publishing.site import render, stage_book
 
 
-def pytest_collection_modifyitems(items):
-    """One worker takes all of these: they share one book."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("book"))
-
-
 @pytest.fixture(scope="session")
 def shapes_jobs(tmp_path_factory):
     """Every section of the book, executed with the `shapes` profile: name → job."""
