@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts, svd
+from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts
 from ..tensors.decompositions import cp, hosvd
 from .drops import counts
 from .evaluation import Evaluation
@@ -32,23 +32,38 @@ CP_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Truncator:
-    """All truncations of a kernel at a cut, from one singular value decomposition in float64."""
+    """All truncations of a kernel at a cut, from one eigendecomposition in float64.
+
+    The truncation is the projection UᵣUᵣᵀK onto the leading eigenvectors of KKᵀ, the left singular vectors; where the
+    matrix has fewer columns than rows, its transpose takes its place. Several times faster than the SVD.
+    """
 
     kernel: torch.Tensor
     cut: Cut
 
     @cached_property
-    def _svd(self):
-        return svd(self.kernel, self.cut)
+    def _wide(self) -> bool:
+        rows, columns = self.cut.dimensions(self.kernel.shape)
+        return rows <= columns
+
+    @cached_property
+    def _decomposition(self):
+        """The squared singular values s², descending, U, and UᵀK, whose row k is s_k times a right singular vector."""
+        matrix = self.cut.matricize(self.kernel).double()
+        matrix = matrix if self._wide else matrix.T
+        squares, u = torch.linalg.eigh(matrix @ matrix.T)
+        squares, u = squares.flip(0).clamp(min=0), u.flip(1)
+        return squares, u.to(self.kernel.dtype), (u.T @ matrix).to(self.kernel.dtype)
 
     def __call__(self, rank: int) -> torch.Tensor:
         """The kernel of this rank, as `truncate` gives it."""
-        u, s, vh = self._svd
-        return self.cut.fold((u[:, :rank] * s[:rank]) @ vh[:rank], self.kernel.shape).to(self.kernel.dtype)
+        _, u, rest = self._decomposition
+        matrix = u[:, :rank] @ rest[:rank]
+        return self.cut.fold(matrix if self._wide else matrix.T, self.kernel.shape)
 
     def norms(self, rank: int) -> tuple[float, float]:
         """‖K'‖² and ‖K − K'‖²."""
-        squares = self._svd[1].square()
+        squares = self._decomposition[0]
         return squares[:rank].sum().item(), squares[rank:].sum().item()
 
     def parameters(self, rank: int) -> int:

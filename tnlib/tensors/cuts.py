@@ -104,13 +104,13 @@ def svd(kernel: torch.Tensor, cut) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 def singular_values(kernel: torch.Tensor, cut) -> torch.Tensor:
     """The singular values of the kernel's matrix at `cut`: shape (max_rank,), descending, the kernel's dtype.
 
-    Computed in float64; of a matrix at least twice as long as wide from the Gram matrix of its smaller side, which is
-    faster and accurate to 1e-7 of the largest value. Raises as `Cut.parse` and `Cut.matricize` do.
+    Computed in float64, from the Gram matrix of the smaller side, which is faster and accurate to 1e-7 of the largest
+    value; of a float64 kernel only where the matrix is at least twice as long as wide. Raises as `Cut.parse` and `Cut.matricize` do.
     Source: Figures 4 (single-mode cuts) and 5.
     """
     matrix = Cut.parse(cut).matricize(kernel).double()
     rows, columns = matrix.shape
-    if max(rows, columns) < 2 * min(rows, columns):
+    if kernel.dtype == torch.float64 and max(rows, columns) < 2 * min(rows, columns):
         return torch.linalg.svdvals(matrix).to(kernel.dtype)
     gram = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().to(kernel.dtype)
