@@ -48,6 +48,7 @@ def stage_page(job: Job, stage: Path) -> None:
     wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
               Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
               Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static()
+    wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
     _lay_out(wanted, stage)
 
 
