@@ -1,11 +1,11 @@
 """Truncation sweeps and spectra against what one would write without this library, as ratios within one run.
 
 The plain way is an SVD for each cell, the weight swapped in, and the whole eval-mode model run in inference mode, on
-batches of the same size. Both ways run in turn, layer by layer, in the same process with the same threads, and must
-count the same correct images (but for ties). Prints the ratios of wall time, the peak memory, and the share of the
-sweep's time that is spent inside convolutions.
+batches of a thousand images as `tnlib.evaluate` takes them (`--batch` for others; the sweep chooses its own). Both ways
+run in turn, layer by layer, in the same process with the same threads, and must count the same correct images (but for
+ties). Prints the ratios of wall time, the peak memory, and the share of the sweep's time inside convolutions.
 
-    python benchmarks/truncation.py [--images 2000] [--threads 2]
+    python benchmarks/truncation.py [--images 2000] [--threads 2] [--batch 1000] [--cpu-time]
 """
 
 import argparse
@@ -18,14 +18,13 @@ from torch import nn
 
 import tnlib
 from tnlib.experiments.evaluation import to_unit_floats
-from tnlib.experiments.sweep import MOST_BATCH
 from tnlib.experiments.torchvision_compat import import_torchvision
 from tnlib.experiments.truncations import cut_truncations
 from tnlib.tensors.cuts import distinct_cuts
 
 TARGETS = {"vanilla": 5.0, "resnet50": 2.5, "spectra": 4.0}
 TIES = 2 / 10_000
-FRACTIONS = (0.2, 0.6)
+FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 
 
 def resnet50(dataset):
@@ -54,7 +53,7 @@ def plain_truncation(kernel, cut, rank):
     return ((u[:, :rank] * s[:rank]) @ vh[:rank]).reshape(moved.shape).permute(np.argsort(axes).tolist())
 
 
-def plain_sweep(model, pixels, labels, layer, cells):
+def plain_sweep(model, pixels, labels, layer, cells, batch_size):
     """The number of correct images of each (cut, rank)."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
     module, target, counts = model.get_submodule(layer), torch.from_numpy(labels), []
@@ -63,25 +62,25 @@ def plain_sweep(model, pixels, labels, layer, cells):
         for cut, rank in cells:
             module.weight.data = plain_truncation(original, cut, rank).contiguous()
             counts.append(sum(int((model(batch).argmax(1) == right).sum()) for batch, right in zip(
-                images.split(MOST_BATCH), target.split(MOST_BATCH))))
+                images.split(batch_size), target.split(batch_size))))
     module.weight.data = original
     return counts
 
 
-def compare_sweeps(name, model, dataset, layers, images, cuts):
+def compare_sweeps(name, model, dataset, layers, images, cuts, batch_size, clock):
     """Time both ways layer after layer; return the ratio."""
     chosen = dataset.subset(images)
     ours = plain = 0.0
     cells = 0
     for layer in layers:
         truncations = cut_truncations(model, layer, cuts, FRACTIONS)
-        start = time.perf_counter()
+        start = clock()
         found = [(labels["cut"], labels["rank"], int(evaluation.correct.sum())) for labels, evaluation in
                  tnlib.sweep(model, dataset, truncations, images=chosen, progress=False)]
-        middle = time.perf_counter()
+        middle = clock()
         counts = plain_sweep(model, dataset.test_images[chosen], dataset.test_labels[chosen], layer,
-                             [(cut, rank) for cut, rank, _ in found])
-        end = time.perf_counter()
+                             [(cut, rank) for cut, rank, _ in found], batch_size)
+        end = clock()
         ours, plain, cells = ours + middle - start, plain + end - middle, cells + len(found)
         apart = sum(abs(count - ours_count) for count, (_, _, ours_count) in zip(counts, found))
         assert apart <= max(1, TIES * images * len(found)), f"{layer}: counts differ by {apart} images"
@@ -102,16 +101,16 @@ def share_of_convolutions(model, dataset, images):
     return inside / sum(event.self_cpu_time_total for event in events)
 
 
-def compare_spectra(model):
+def compare_spectra(model, clock):
     """The singular values of all kernels: each distinct cut once, against every cut by `torch.linalg.svdvals`."""
     kernels = tnlib.conv_kernels(model).values()
-    start = time.perf_counter()
+    start = clock()
     ours = {(k, cut.name): tnlib.singular_values(kernel, cut) for k, kernel in enumerate(kernels)
             for cut in distinct_cuts(kernel.shape)}
-    middle = time.perf_counter()
+    middle = clock()
     plain = {(k, cut.name): torch.linalg.svdvals(cut.matricize(kernel.double())) for k, kernel in enumerate(kernels)
              for cut in tnlib.CUTS}
-    end = time.perf_counter()
+    end = clock()
     worst = max(((ours[key] - plain[key]).abs().max() / plain[key][0]).item() for key in ours)
     assert worst < 1e-5, f"spectra differ by {worst:.1e} of the largest value"
     print(f"spectra of {len(kernels)} kernels: {(end - middle) / (middle - start):.2f}× "
@@ -126,23 +125,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000, help="images of each cell (default 2000)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+    parser.add_argument("--batch", type=int, default=1000, help="images in a batch of the plain way (default 1000)")
+    parser.add_argument("--cpu-time", action="store_true", help="ratios of CPU time, on a machine that others use too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     dataset = tnlib.load_dataset("shapes")
     print(f"torch {torch.__version__}, {arguments.threads} threads, float32", flush=True)
 
     vanilla = tnlib.load_model("vanilla", "shapes")
-    compare_sweeps("vanilla", vanilla, dataset, tnlib.conv_kernels(vanilla), arguments.images, tnlib.CUTS)
+    compare_sweeps("vanilla", vanilla, dataset, tnlib.conv_kernels(vanilla), arguments.images, tnlib.CUTS,
+                   arguments.batch, clock)
     print(f"  inside convolutions: {share_of_convolutions(vanilla, dataset, arguments.images):.0%}; "
           f"peak memory so far {peak_memory():.1f} GiB", flush=True)
 
     deep = resnet50(dataset)
     layers = list(tnlib.conv_kernels(deep))[::8]  # seven layers, evenly across the depth
-    images = max(1, arguments.images // 4)
-    compare_sweeps("resnet50", deep, dataset, layers, images, ["OUT", "OUT,KW"])
+    images = max(1, arguments.images // 5)
+    compare_sweeps("resnet50", deep, dataset, layers, images, ["OUT", "OUT,KW"], arguments.batch, clock)
     print(f"  inside convolutions: {share_of_convolutions(deep, dataset, images):.0%}; "
           f"peak memory so far {peak_memory():.1f} GiB", flush=True)
-    compare_spectra(deep)
+    compare_spectra(deep, clock)
 
 
 if __name__ == "__main__":
