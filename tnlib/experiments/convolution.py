@@ -42,7 +42,7 @@ class Convolution(nn.Module):
 
     def put(self, kernel: torch.Tensor | None) -> None:
         """Convolve with `kernel` (OUT, IN/groups, KH, KW) from now on; None: with the layer's own."""
-        kernel = self.kernel if kernel is None else kernel
+        kernel = self.kernel if kernel is None else kernel.to(self.kernel.device)
         weight = (kernel.double() * self.scale.view(-1, 1, 1, 1)).to(kernel.dtype)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
 

@@ -180,7 +180,7 @@ class Network:
                 self.convolutions[name].put(kernel)
             else:
                 self._originals.setdefault(name, self._weight(name).data)
-                self._weight(name).data = kernel
+                self._weight(name).data = kernel.to(self._weight(name).device)
 
     def _weight(self, name) -> nn.Parameter:
         return self.graph.get_parameter(f"{self.inside}{name}.weight")
