@@ -93,18 +93,10 @@ def measure(experiment, model, dataset, seed, data, publish):
 @DATA
 def verify(sample, seed, data):
     """Evaluate published cells anew from the published weights, and compare image by image."""
-    from .experiments.datasets import load_dataset
-    from .experiments.verification import TIES, verify
-    from .experiments.weights import read_card
-    from .experiments.files import PUBLISHED
+    from .experiments.verification import TIES, other_copies, verify
     checks = verify(sample, seed, data)
-    for name in sorted({check.table for check in checks}):
-        card = read_card(PUBLISHED / "results" / name)
-        dataset = load_dataset(card["dataset"], data)
-        if dataset.fingerprint != card["fingerprint"]:
-            same = len(dataset.test_labels) - dataset.num_differing_test
-            click.echo(f"{name}: your copy of {dataset.name} is another one; {same:,} of the "
-                       f"{len(dataset.test_labels):,} test images are the same, and only these were used")
+    for words in other_copies(checks, data):
+        click.echo(words)
     worst = max(checks, key=lambda check: check.different / check.images)
     images = sum(check.images for check in checks)
     different = sum(check.different for check in checks)

@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tnlib.experiments import verification
+from tnlib.experiments.controls import shrink
 from tnlib.experiments.files import sha256_of
-from tnlib.experiments.measurements import bits_path, measure, read_bits
+from tnlib.experiments.measurements import Experiment, bits_path, measure, read_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at ch
 def tables(small, tmp_path, monkeypatch):
     """Two published tables of the tiny network."""
     monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
-    monkeypatch.setattr(verification, "load_dataset", lambda name, data: small)
+    monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: small)
     return [measure(experiment, "vanilla", small, progress=False) for experiment in ("shrink", "truncation")]
 
 
@@ -46,6 +47,29 @@ def test_bits_that_do_not_follow_from_the_weights_are_found(tables):
     checks = verification.verify(4)
     assert [check.different for check in checks if check.table == path.name] == [9, 9]
     assert [check.different for check in checks if check.table != path.name] == [0, 0]
+
+
+def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, monkeypatch):
+    card = tables[0].with_suffix(".json")
+    content = card.read_text()
+    card.write_text(json.dumps(json.loads(content) | {"weights": "0" * 64}))
+    with pytest.raises(ValueError, match="was measured on weights 0000000000000000….*measure it again"):
+        verification.verify(1)
+    card.write_text(content)
+    shorter = Experiment(lambda model, moments, seed: shrink(model, (0.123,)), ("layer", "norm_kept"))
+    monkeypatch.setitem(verification.EXPERIMENTS, "shrink", shorter)
+    with pytest.raises(ValueError, match="has cells that 'shrink' no longer makes .test layer=conv"):
+        verification.verify(1)
+
+
+def test_another_copy_of_the_data_is_named(tables, small):
+    checks = verification.verify(2)
+    assert verification.other_copies(checks) == []
+    for path in tables:
+        card = path.with_suffix(".json")
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"fingerprint": "other"}))
+    (words,) = verification.other_copies(checks)
+    assert words.startswith("small: another copy") and "60 of the 60 test images" in words
 
 
 def test_nothing_published_says_so(tmp_path, monkeypatch):
