@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from tnlib.experiments import measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
@@ -71,6 +72,8 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     monkeypatch.setattr(store.Store, "add", lambda self, key, *rest: (added.append(key), add(self, key, *rest)))
     again = measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(added) == len(set(added)) == len(read_table(whole)) + 2, "no cell twice"
+    first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
+    assert "seconds" not in first and second["seconds"] > 0 and first["versions"]["torch"] == torch.__version__
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
 
 

@@ -95,18 +95,18 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                 "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
-    started, begun = now(), time.perf_counter()
     cells = cells_of(entry, network, dataset, seed)
-    for split in entry.splits:
-        missing = _missing(entry, cells, split, store.keys())
-        if not missing.count:
-            continue
-        for place, found in sweep(network, dataset, missing, executor, split=split, progress=progress):
-            store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
-            if progress and place["key"] == f"{split} {UNTRUNCATED}":
-                show_untruncated(found, split_arrays(dataset, split)[1])
-    return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset,
-                   {"started": started, "seconds": round(time.perf_counter() - begun, 1), **provenance()})
+    done = store.keys()
+    missing = {split: left for split in entry.splits if (left := _missing(entry, cells, split, done)).count}
+    if missing:
+        call, begun = store.begin({"started": now(), **provenance()}), time.perf_counter()
+        for split, left in missing.items():
+            for place, found in sweep(network, dataset, left, executor, split=split, progress=progress):
+                store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
+                if progress and place["key"] == f"{split} {UNTRUNCATED}":
+                    show_untruncated(found, split_arrays(dataset, split)[1])
+        store.end(call, seconds=round(time.perf_counter() - begun, 1))
+    return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset)
 
 
 def cells_of(entry: Experiment, network, dataset: Dataset, seed: int) -> Replacements:
@@ -136,7 +136,7 @@ def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str])
     return Replacements(cells.kernels, len(cells) + 1 - there, generate)
 
 
-def _export(entry, store, path, identity, dataset, how) -> Path:
+def _export(entry, store, path, identity, dataset) -> Path:
     """Write table, bits and card from the store; each file whole or not at all, the card last."""
     rows, bits, untruncated = [], {}, {}
     for split in entry.splits:
@@ -165,7 +165,7 @@ def _export(entry, store, path, identity, dataset, how) -> Path:
         table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     write_json(path.with_suffix(".json"), identity | {
         "untruncated": untruncated, "rows": len(table), "sha256": sha256_of(path),
-        "bits_sha256": sha256_of(bits_path(path)), **how})
+        "bits_sha256": sha256_of(bits_path(path)), "calls": store.calls()})
     return path
 
 

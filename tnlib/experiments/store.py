@@ -33,6 +33,7 @@ class Store:
                 database.execute("CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY, content TEXT NOT NULL)")
                 database.execute("CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, place INTEGER NOT NULL, "
                                  "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL NOT NULL)")
+                database.execute("CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
                 database.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (identity,))
                 (found,) = database.execute("SELECT content FROM identity").fetchone()
         if found != identity:
@@ -49,6 +50,22 @@ class Store:
         row = key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
         with self._errors(), self._connection() as database:
             database.execute("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?)", row)
+
+    def begin(self, call: dict) -> int:
+        """Note that a call has begun to add cells, and how; returns its number, for `end`."""
+        with self._errors(), self._connection() as database:
+            return database.execute("INSERT INTO calls (content) VALUES (?)", (json.dumps(call),)).lastrowid
+
+    def end(self, number: int, **more) -> None:
+        """Add to what is noted of a call; one that was killed never does."""
+        with self._errors(), self._connection() as database:
+            (content,) = database.execute("SELECT content FROM calls WHERE number = ?", (number,)).fetchone()
+            database.execute("UPDATE calls SET content = ? WHERE number = ?", (json.dumps(json.loads(content) | more), number))
+
+    def calls(self) -> list[dict]:
+        """What is noted of the calls that added cells, in order."""
+        with self._errors(), self._connection() as database:
+            return [json.loads(content) for (content,) in database.execute("SELECT content FROM calls ORDER BY number")]
 
     def cells(self) -> list[tuple[str, dict, np.ndarray, float]]:
         """(key, labels, packed bits, loss) of all cells in the order of the table."""
