@@ -72,7 +72,8 @@ def train(model, dataset, seed, data, publish):
 def measure(experiment, model, dataset, seed, data, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
-    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode or cp. Goes on where it was cut off.
+    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp or ring. Goes on where it was cut
+    off.
     """
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset

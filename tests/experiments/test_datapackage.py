@@ -29,7 +29,7 @@ def test_every_published_table_is_described_and_fits():
 
 
 @pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "cp"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_has_described_columns(small, tmp_path, experiment):
     measure(experiment, "vanilla", small, progress=False)
     (resource,) = package(describe_results(tmp_path).parent)["resources"]

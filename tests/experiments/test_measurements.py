@@ -20,7 +20,7 @@ from tnlib.experiments.truncations import cut_truncations
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
 
-@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode"])
+@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode", "train", "ring"])
 def test_every_number_of_the_table_follows_from_its_bits(small, experiment, tmp_path):
     path = measure(experiment, "vanilla", small, progress=False)
     table, card = read_table(path), json.loads(path.with_suffix(".json").read_text())

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from tests.experiments.sweep_cases import model_and_data, swapped
-from tnlib import (CUTS, Cut, Dataset, conv_kernels, cp, hosvd, norm_kept, relative_error, sweep, truncate,
-                   truncation_sweep)
+from tnlib import CUTS, Cut, Dataset, conv_kernels, norm_kept, relative_error, sweep, truncate, truncation_sweep
 from tnlib.experiments.controls import SHRINK, matched_noise, shrink
 from tnlib.experiments.data_aware import (data_aware_error, data_aware_truncations, patch_moments,
                                           with_data_aware_error)
+from tnlib.experiments.factorizations import cp_truncations
 from tnlib.experiments.replacements import rank_grid
-from tnlib.experiments.truncations import (cp_truncations, cut_truncations, joint_truncations, multi_mode_truncations,
-                                           outcome)
+from tnlib.experiments.truncations import cut_truncations, joint_truncations, outcome
 from tnlib.tensors.cuts import distinct_cuts
 
 
@@ -145,7 +144,7 @@ def test_a_zero_kernel_has_nothing_to_truncate(model):
     assert {labels["layer"] for labels, _ in cut_truncations(zeroed)} == {"first", "point", "depthwise"}
 
 
-# ---- joint, multi-mode, CP ---------------------------------------------------------------------------------------
+# ---- joint -------------------------------------------------------------------------------------------------------
 
 def test_joint_truncations(model):
     cells = joint_truncations(model, fractions=[0.3, 0.9])
@@ -168,40 +167,6 @@ def test_joint_truncations_that_are_alike_are_there_once():
     points = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1))
     assert [labels["cut"] for labels, _ in joint_truncations(points, fractions=[0.5, 0.4, 0.2])] == ["OUT"] * 2
     assert len(joint_truncations(nn.Sequential(nn.Conv2d(3, 8, 3)), ["KW"], [0.4, 0.5, 0.6, 0.7, 0.9])) == 1
-
-
-def test_multi_mode_truncations(model):
-    cells = multi_mode_truncations(model, [0.25, 0.5])
-    assert len(list(cells)) == len(cells) and {labels["layer"] for labels, _ in cells} == {"first", "last"}
-    check_norms(model, cells)
-    for labels, replaced in cells:
-        kernel = conv_kernels(model)[labels["layer"]]
-        ranks = labels["rank_out"], labels["rank_in"], 3, 3
-        torch.testing.assert_close(replaced[labels["layer"]], hosvd(kernel, ranks).to_kernel(), atol=1e-6, rtol=1e-5)
-        out, into = labels["rank_out"], labels["rank_in"]
-        assert labels["parameters"] == out * into * 9 + out * len(kernel) + into * kernel.shape[1]
-
-
-def test_cp_truncations(model):
-    cells = cp_truncations(model, [1, 4], ["first", "point", "last"], max_iterations=20)
-    assert [(labels["layer"], labels["rank"]) for labels, _ in cells] == [
-        ("first", 1), ("first", 4), ("last", 1), ("last", 4)]
-    check_norms(model, cells, exact=False)
-    for labels, replaced in cells:
-        kernel = conv_kernels(model)[labels["layer"]]
-        fitted = cp(kernel, labels["rank"], 0, 2, 20, svd_starts=2)
-        assert torch.equal(replaced[labels["layer"]], fitted.to_kernel())
-        assert labels["parameters"] == labels["rank"] * sum(kernel.shape)
-        assert labels["fit"] == 1 - fitted.relative_error
-        assert labels["largest_component_norm"] == fitted.largest_component_norm
-
-
-def test_starts_at_singular_vectors_are_further_starts(model):
-    kernel = conv_kernels(model)["last"].double()
-    errors = [cp(kernel, 5, 0, 2, 10, svd_starts=k).relative_error for k in (0, 1, 2)]
-    assert errors == sorted(errors, reverse=True)
-    low = torch.einsum("o,i,h,w->oihw", *(torch.randn(n, dtype=torch.float64) for n in kernel.shape))
-    assert cp(low, 1, 0, 1, 2, svd_starts=1).relative_error < 1e-6  # of rank 1 the singular vectors are the answer
 
 
 # ---- controls ----------------------------------------------------------------------------------------------------

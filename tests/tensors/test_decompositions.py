@@ -436,6 +436,14 @@ def test_an_open_ring_is_as_near_as_the_tensor_train():
     assert ring.relative_error < error(kernel, tnlib.tensor_train(kernel, (4, 6, 5)))
 
 
+def test_normal_equations_give_the_same_ring():
+    kernel = gaussian((12, 8, 3, 3))
+    plain, normal = (tnlib.tensor_ring(kernel, (2, 3, 4, 3), max_iterations=20, normal_equations=how)
+                     for how in (False, True))
+    assert normal.relative_error == pytest.approx(plain.relative_error, rel=1e-9)
+    torch.testing.assert_close(normal.to_kernel(), plain.to_kernel(), atol=1e-8, rtol=1e-7)
+
+
 @pytest.mark.parametrize("kernel", [
     torch.ones(4, 4, 3, 3), torch.eye(36)[7].reshape(2, 2, 3, 3), torch.eye(6).reshape(6, 6, 1, 1),
     gaussian((6, 5, 3, 3)) * (torch.arange(6) < 3)[:, None, None, None], 1e-12 * gaussian(), 1e12 * gaussian()],

@@ -19,29 +19,34 @@ from .data_aware import data_aware_truncations, patch_moments, with_data_aware_e
 from .datasets import Dataset, balanced_sample, load_dataset
 from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
+from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .provenance import now, provenance
 from .replacements import Replacements
 from .store import Store
 from .sweep import sweep
-from .truncations import (cp_truncations, cut_truncations, joint_truncations, multi_mode_truncations, outcome,
-                          show_untruncated)
+from .truncations import cut_truncations, joint_truncations, outcome, show_untruncated
 from .weights import find_weights, load_model, read_card, stem
 
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 MOMENT_IMAGES, MOMENT_SEED = 5000, 5  # unaugmented training images behind the data-aware error
+QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions on the data set for trying
 UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
 COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart."""
+    """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart.
+
+    `.quick`: what is replaced on the data set `shapes`, which is for trying: fewer cells, shorter fits, without Σ.
+    """
 
     cells: Callable[..., Replacements]
     key: tuple[str, ...]
     splits: tuple[str, ...] = ("test",)
     version: int = 1
+    quick: Callable[..., Replacements] | None = None
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
@@ -64,9 +69,18 @@ EXPERIMENTS = {
                              ("layer", "cut", "rank")),
     "multi-mode": Experiment(
         lambda model, moments, seed: with_data_aware_error(multi_mode_truncations(model), moments()),
-        ("layer", "rank_out", "rank_in")),
-    "cp": Experiment(lambda model, moments, seed: with_data_aware_error(cp_truncations(model, seed=seed), moments()),
-                     ("layer", "rank")),
+        ("layer", "rank_out", "rank_in"), quick=lambda model, moments, seed: multi_mode_truncations(model, QUICK)),
+    "train": Experiment(
+        lambda model, moments, seed: with_data_aware_error(train_truncations(model), moments()),
+        ("layer", "rank_1", "rank_2", "rank_3"), quick=lambda model, moments, seed: train_truncations(model, QUICK)),
+    "cp": Experiment(
+        lambda model, moments, seed: with_data_aware_error(cp_truncations(model, seed=seed), moments()),
+        ("layer", "rank"), quick=lambda model, moments, seed: cp_truncations(
+            model, (1, 4, 16, 64), seed=seed, svd_starts=0, max_iterations=15)),
+    "ring": Experiment(
+        lambda model, moments, seed: with_data_aware_error(ring_truncations(model, seed=seed), moments()),
+        ("layer", "rank"), quick=lambda model, moments, seed: ring_truncations(
+            model, (1, 2, 4, 8), seed=seed, max_iterations=10)),
 }
 
 
@@ -117,7 +131,8 @@ def cells_of(entry: Experiment, network, dataset: Dataset, seed: int) -> Replace
         images = balanced_sample(labels, min(MOMENT_IMAGES, len(labels)), MOMENT_SEED)
         return patch_moments(network, dataset, images=images)
 
-    return entry.cells(network, moments, seed)
+    cells = entry.quick if entry.quick and dataset.name == "shapes" else entry.cells
+    return cells(network, moments, seed)
 
 
 def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str]) -> Replacements:

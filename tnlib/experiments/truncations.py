@@ -1,4 +1,4 @@
-"""Truncations as replacements for `sweep`: along cuts, of all layers jointly, by the higher-order SVD and by CP.
+"""Truncations along cuts as replacements for `sweep`, of one layer or of all jointly; and the table of a sweep.
 
 Each is an iterable of (labels, {layer: kernel}) whose number is known before any kernel is computed. Labels hold at
 least `norm_kept` (ν = ‖K'‖/‖K‖) and `relative_error` (ε = ‖K − K'‖/‖K‖), both of the stored kernel; where several
@@ -18,14 +18,11 @@ import torch
 from tqdm import tqdm
 
 from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts
-from ..tensors.decompositions import cp, hosvd
 from .drops import counts
 from .evaluation import Evaluation
 from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
                            rank_at)
 from .sweep import sweep
-
-CP_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 # ---- truncation along cuts ---------------------------------------------------------------------------------------
@@ -137,75 +134,6 @@ def _partition(cut, shape):
 def _norms(kept: float, lost: float) -> dict[str, float]:
     """ν and ε of a projection, from ‖K'‖² and ‖K − K'‖², whose sum is ‖K‖²."""
     return {"norm_kept": math.sqrt(kept / (kept + lost)), "relative_error": math.sqrt(lost / (kept + lost))}
-
-
-# ---- other decompositions ----------------------------------------------------------------------------------------
-
-def multi_mode_truncations(model, fractions=FRACTIONS, layers=None) -> Replacements:
-    """Each layer alone truncated at OUT and IN together (HOSVD, Tucker-2), both at one fraction of their max_rank.
-
-    Labels: `layer, fraction, rank_out, rank_in, norm_kept, relative_error, parameters` (core and two mode matrices).
-    Not of 1×1 kernels, and not where OUT or IN has max_rank 1: there it is the truncation at one cut.
-    """
-    kernels = chosen_layers(model, layers)
-    most = {layer: (Cut.parse("OUT").max_rank(kernel.shape), Cut.parse("IN").max_rank(kernel.shape))
-            for layer, kernel in kernels.items() if kernel.any() and kernel.shape[2:].numel() > 1}
-    plan = {}
-    for layer in (layer for layer in most if min(most[layer]) > 1):
-        for fraction in chosen_fractions(fractions):
-            ranks = tuple(rank_at(fraction, n) for n in most[layer])
-            if ranks != most[layer]:
-                plan.setdefault((layer, *ranks), fraction)
-
-    def generate():
-        last = None
-        for (layer, out, into), fraction in plan.items():
-            if layer != last:
-                last, full = layer, hosvd(kernels[layer].double())
-                u_out, u_in, *rest = full.matrices
-            core = full.core[:out, :into]                                       # [r_OUT, r_IN, KH, KW]
-            kernel = torch.einsum("abcd,oa,ib,hc,wd->oihw", core, u_out[:, :out], u_in[:, :into], *rest)
-            kept, whole = core.square().sum().item(), full.core.square().sum().item()
-            count = core.numel() + u_out[:, :out].numel() + u_in[:, :into].numel()
-            yield ({"layer": layer, "fraction": fraction, "rank_out": out, "rank_in": into,
-                    **_norms(kept, max(0.0, whole - kept)), "parameters": count},
-                   {layer: kernel.to(kernels[layer].dtype)})
-
-    return Replacements(kernels, len(plan), generate)
-
-
-def cp_truncations(model, ranks=CP_RANKS, layers=None, seed=0, starts=2, svd_starts=2,
-                   max_iterations=100) -> Replacements:
-    """Each layer alone as a sum of `rank` outer products: the best of Gaussian and of singular-vector starts of `cp`.
-
-    Labels: `layer, rank, max_rank, norm_kept, relative_error, parameters, fit` (1 − ε)`, largest_component_norm,
-    converged`. Not of 1×1 kernels, where CP is the truncation at the cut OUT. `ranks` as in `chosen_ranks`; max_rank is
-    the one at which any kernel of the shape is exact.
-    """
-    kernels = chosen_layers(model, layers)
-    places = {(layer,): kernel.numel() // max(kernel.shape) for layer, kernel in kernels.items()
-              if kernel.any() and kernel.shape[2:].numel() > 1}
-    plan = chosen_ranks(ranks, places)
-
-    def generate():
-        for (layer,), at in plan.items():
-            kernel = kernels[layer]
-            for rank in at:
-                fitted = cp(kernel, rank, seed, starts, max_iterations, svd_starts=svd_starts)
-                approximation = fitted.to_kernel()
-                yield ({"layer": layer, "rank": rank, "max_rank": places[layer,], **_compared(kernel, approximation),
-                        "parameters": fitted.num_parameters, "fit": 1 - fitted.relative_error,
-                        "largest_component_norm": fitted.largest_component_norm, "converged": fitted.converged},
-                       {layer: approximation})
-
-    return Replacements(kernels, sum(map(len, plan.values())), generate)
-
-
-def _compared(kernel, approximation) -> dict[str, float]:
-    """ν and ε of any approximation."""
-    kernel, approximation = kernel.double(), approximation.double()
-    return {"norm_kept": (approximation.norm() / kernel.norm()).item(),
-            "relative_error": ((kernel - approximation).norm() / kernel.norm()).item()}
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------

@@ -148,13 +148,15 @@ class RingFactors(Fit, ChainFactors):
 
 
 def tensor_ring(kernel: torch.Tensor, ranks, seed: int = 0, starts: int = 3, max_iterations: int = 100,
-                tolerance: float = 1e-6) -> RingFactors:
+                tolerance: float = 1e-6, normal_equations: bool = False) -> RingFactors:
     """The kernel as a closed chain of cores (r₀, IN, r₁), (r₁, KH, r₂), (r₂, KW, r₃), (r₃, OUT, r₀).
 
     `ranks`: the closing bond r₀, then the inner r₁, r₂, r₃, none wider than the rest of a core that it ends at. Fitted
     by alternating least squares from `starts` random starts, of which the nearest is returned with its `Fit`; the
-    same seed gives the same factors, and more starts never a larger error. No gradient. Raises `ValueError` for a zero
-    kernel. Source: Figure 3; Zhao et al. 2016, `tensorly.decomposition.tensor_ring_als`.
+    same seed gives the same factors, and more starts never a larger error. `normal_equations` solves the least squares
+    by them: some three times faster and as near, but only for bonds that the kernel fills: where fewer would be exact,
+    they are singular. No gradient. Raises `ValueError` for a zero kernel.
+    Source: Figure 3; Zhao et al. 2016, `tensorly.decomposition.tensor_ring_als`.
     """
     check_kernel(kernel)
     _check_length(ranks, ["closing", *(f"after {mode}" for mode in CHAIN_MODES[:3])])
@@ -166,8 +168,8 @@ def tensor_ring(kernel: torch.Tensor, ranks, seed: int = 0, starts: int = 3, max
 
     def fit(unit, rng, callback):
         chain = unit.permute(1, 2, 3, 0).cpu()  # the solver that takes any rank has no CUDA version
-        return tensor_ring_als(chain, [*ranks, ranks[0]], n_iter_max=max_iterations, tol=tolerance, random_state=rng,
-                               callback=callback).factors
+        return tensor_ring_als(chain, [*ranks, ranks[0]], "normal_eq" if normal_equations else "lstsq", max_iterations,
+                               tolerance, rng, callback=callback).factors
 
     terms = lambda cores: torch.einsum("aib,bhc,cwd,doa->aoihw", *cores).flatten(1).norm(dim=1)
     return _best_start(RingFactors, kernel, fit, terms, seed, starts, max_iterations, tolerance)
