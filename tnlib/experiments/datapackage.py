@@ -15,7 +15,7 @@ COLUMNS = {
     "layer": ("string", "the layer whose kernel is replaced, as in named_modules()"),
     "cut": ("string", "the cut, named by the modes of its rows"),
     "rank": ("integer", "rank kept; number of terms of a CP; each of the four bonds of a ring"),
-    "max_rank": ("integer", "the largest rank that a cut or a CP can have; the least at which a ring is no smaller than the kernel"),
+    "max_rank": ("integer", "the largest rank of the cut or CP; the least at which a ring is no smaller than the kernel"),
     "fraction": ("number", "share of the largest rank kept, rounded up to a rank"),
     "rank_out": ("integer", "rank kept of the mode OUT"),
     "rank_in": ("integer", "rank kept of the mode IN"),
