@@ -31,7 +31,8 @@ from .weights import find_weights, load_model, read_card, stem
 
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 MOMENT_IMAGES, MOMENT_SEED = 5000, 5  # unaugmented training images behind the data-aware error
-QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions on the data set for trying
+QUICK_IMAGES = 500  # on the data set for trying
+QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
 COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
 
@@ -40,7 +41,7 @@ COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "
 class Experiment:
     """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart.
 
-    `.quick`: what is replaced on the data set `shapes`, which is for trying: fewer cells, shorter fits, without Σ.
+    `.quick`: what is replaced on the data set `shapes`, which is for trying: fewer cells or draws, shorter fits.
     """
 
     cells: Callable[..., Replacements]
@@ -71,7 +72,8 @@ def _joint(model, moments, seed):
 EXPERIMENTS = {
     "truncation": Experiment(_truncation, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(_noise, ("layer", "cut", "rank", "draw"),
-                        quick=lambda model, moments, seed: matched_noise(cut_truncations(model), 1, seed)),
+                        quick=lambda model, moments, seed: with_data_aware_error(
+                            matched_noise(cut_truncations(model), 1, seed), moments())),
     "shrink": Experiment(lambda model, moments, seed: shrink(model), ("layer", "norm_kept")),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2),
     "data-aware": Experiment(lambda model, moments, seed: data_aware_truncations(model, moments()),
@@ -137,11 +139,11 @@ def cells_of(entry: Experiment, network, dataset: Dataset, seed: int) -> Replace
     @cache
     def moments():
         labels = split_arrays(dataset, "train")[1]
-        images = balanced_sample(labels, min(MOMENT_IMAGES, len(labels)), MOMENT_SEED)
+        images = balanced_sample(labels, min(QUICK_IMAGES if quick else MOMENT_IMAGES, len(labels)), MOMENT_SEED)
         return patch_moments(network, dataset, images=images)
 
-    cells = entry.quick if entry.quick and dataset.name == "shapes" else entry.cells
-    return cells(network, moments, seed)
+    quick = dataset.name == "shapes"
+    return (entry.quick if quick and entry.quick else entry.cells)(network, moments, seed)
 
 
 def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str]) -> Replacements:
