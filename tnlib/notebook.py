@@ -4,7 +4,7 @@
     from tnlib.notebook import DatasetName, Profile, Seed    # the types of the parameters cell
 """
 
-from .experiments.drops import harmless, one_points
+from .experiments.drops import harmless, harmless_error_ratios, one_points
 from .experiments.gauges import gauged_errors
 from .experiments.statistics import (curve_bootstrap, informative, kendall, kendall_difference, percentile_interval,
                                      student_interval)
@@ -18,6 +18,6 @@ from .publishing.results import results
 
 __all__ = ["parameters", "results", "figure", "table", "value", "Diagram", "align", "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
-           "curve_bootstrap", "gauged_errors", "harmless", "informative", "kendall", "kendall_difference", "one_points",
-           "percentile_interval", "student_interval",
+           "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative", "kendall",
+           "kendall_difference", "one_points", "percentile_interval", "student_interval",
            "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize, stats
+from scipy import interpolate, optimize, stats
 
 import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
@@ -86,17 +86,52 @@ def test_the_gauges_of_the_figure_differ_and_training_leaves_a_deficit(shapes_jo
 def test_the_map_of_truncations_is_that_of_the_answers(shapes_jobs):
     """λ* of every cell, from the counts of lost and gained images and Tango's bound found by scipy's root finder."""
     folder = shapes_jobs["truncations"].folder / "figures"
-    path = find_table("truncation", "vanilla", "shapes", 0)
-    table = read_table(path).query("split == 'test'")
+    table = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'test'")
     stars = pd.read_csv(folder / "truncation-map.csv").set_index(["layer", "cut"])["mean"]
     assert len(stars) == 28
     for (layer, cut), curve in table.groupby(["layer", "cut"]):
-        star = 0.0
-        for row in curve.sort_values("rank", ascending=False).itertuples():
-            if _upper_bound(row.lost, row.gained, row.images) > 1:
-                break
-            star = max(star, 1 - row.norm_kept)
+        reached, _ = _harmless_and_next(curve)
+        star = 0.0 if reached.empty else 1 - reached["norm_kept"].min()
         assert stars[layer, cut] == pytest.approx(star, abs=1e-6)
+
+
+def test_each_truncation_is_beside_its_own_noise_and_its_own_shrunk_kernel(shapes_jobs):
+    job = shapes_jobs["truncations"]
+    beside = pd.read_csv(job.folder / "figures" / "truncation-noise.csv").set_index(["layer", "cut", "rank"])
+    cells = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'test'")
+    noise = read_table(find_table("noise", "vanilla", "shapes", 0))
+    shrunk = read_table(find_table("shrink", "vanilla", "shapes", 0))
+    assert len(beside) == len(cells) == 240
+    for key, draws in noise.groupby(["layer", "cut", "rank"]):
+        assert beside.loc[key, "matched noise"] == pytest.approx(draws["accuracy_drop"].mean(), abs=1e-6)
+    for row in cells.itertuples():
+        here = beside.loc[(row.layer, row.cut, row.rank)]
+        assert here["truncation"] == pytest.approx(row.accuracy_drop, abs=1e-6)
+        curve = shrunk[shrunk.layer == row.layer].sort_values("norm_kept")
+        expected = interpolate.interp1d([*curve["norm_kept"], 1], [*curve["accuracy_drop"], 0])(row.norm_kept)
+        assert here["shrunk"] == pytest.approx(float(expected), abs=1e-6)
+    ratios = []
+    for (layer, cut), curve in cells.groupby(["layer", "cut"]):
+        draws = noise[(noise.layer == layer) & (noise.cut == cut)].groupby("draw")
+        ratios.append(_log_error(curve) - np.mean([_log_error(draw) for _, draw in draws]))
+    assert float(glued_values(job.executed)["ratio-1"]) == pytest.approx(np.exp(np.mean(ratios)), rel=1e-6)
+
+
+def _harmless_and_next(curve):
+    """The rows down the ranks before the first that may cost more than a point, and that one and those after."""
+    curve = curve.sort_values("rank", ascending=False)
+    harmful = [_upper_bound(row.lost, row.gained, row.images) > 1 for row in curve.itertuples()]
+    steps = harmful.index(True) if True in harmful else len(curve)
+    return curve.iloc[:steps], curve.iloc[steps:]
+
+
+def _log_error(curve):
+    """log ε*: the middle of its bracket; half of the first step's where nothing is harmless, the last's where all are."""
+    reached, after = _harmless_and_next(curve)
+    if reached.empty:
+        return np.log(after["relative_error"].iloc[0] / 2)
+    ends = [reached["relative_error"].max(), (reached if after.empty else after.iloc[:1])["relative_error"].max()]
+    return np.log(ends).mean()
 
 
 def _upper_bound(lost, gained, n):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from tnlib.experiments.drops import (as_norm_loss, counts, discarded_weight, harmless, norm_loss, one_point, one_points,
-                                     pack_difference, score_interval, unpack_difference, upper_bound)
+from tnlib.experiments.drops import (as_norm_loss, counts, discarded_weight, harmless, harmless_error_ratios, norm_loss,
+                                     one_point, one_points, pack_difference, score_interval, unpack_difference,
+                                     upper_bound)
 
 # lost, gained, images, level: the interval of (lost − gained)/images as published
 PUBLISHED = {
@@ -327,3 +328,15 @@ def test_a_table_of_curves():
     assert one_points(both, ["seed", "layer", "cut"]).shape == (6, 11)
     with pytest.raises(ValueError, match="ranks must descend"):
         one_points(both)
+
+
+def test_ratios_to_matched_noise_are_over_the_geometric_mean_of_its_draws():
+    cells = table_of(("conv1", "OUT", (0, 0, 500, 500, 500)), ("conv2", "OUT", (0, 0, 0, 0, 0))).assign(seed=3)
+    draws = [(0, 500, 500, 500, 500), (0, 0, 0, 500, 500)]
+    noise = pd.concat([table_of(("conv1", "OUT", lost)).assign(seed=3, draw=k) for k, lost in enumerate(draws)])
+    found = harmless_error_ratios(cells, noise)
+    assert found[["seed", "layer", "cut"]].values.tolist() == [[3, "conv1", "OUT"]]  # conv2 has no noise
+    middle = lambda k: math.sqrt(EPSILON[k] * EPSILON[k + 1])                   # of the bracket after step k
+    assert found["epsilon_star"][0] == pytest.approx(middle(1))
+    assert found["noise_epsilon_star"][0] == pytest.approx(math.sqrt(middle(0) * middle(2)))
+    assert found["ratio"][0] == pytest.approx(middle(1) / math.sqrt(middle(0) * middle(2)))

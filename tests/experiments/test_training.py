@@ -290,11 +290,14 @@ def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.git_commit() is None
-    (tmp_path / "file").write_text("one")
+    (tmp_path / "published").mkdir()
+    for file in ("file", "published/table"):
+        (tmp_path / file).write_text("one")
     git("init")
-    git("add", "file")
+    git("add", ".")
     git("commit", "-m", "one")
     (tmp_path / "made").write_text("not tracked")
+    (tmp_path / "published" / "table").write_text("two")
     assert provenance.git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
     assert provenance.git_commit() == git("rev-parse", "HEAD") + "+changes"

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.experiments.sweep_cases import model_and_data, swapped
-from tnlib import CUTS, Cut, Dataset, conv_kernels, norm_kept, relative_error, sweep, truncate, truncation_sweep
+from tnlib import (CUTS, Cut, Dataset, conv_kernels, factorize, norm_kept, relative_error, sweep, truncate,
+                   truncation_sweep)
 from tnlib.experiments.controls import SHRINK, matched_noise, shrink
 from tnlib.experiments.data_aware import (data_aware_error, data_aware_truncations, patch_moments,
                                           with_data_aware_error)
@@ -147,7 +148,7 @@ def test_a_zero_kernel_has_nothing_to_truncate(model):
 # ---- joint -------------------------------------------------------------------------------------------------------
 
 def test_joint_truncations(model):
-    cells = joint_truncations(model, fractions=[0.3, 0.9])
+    cells = joint_truncations(model, levels=[0.3, 0.9])
     kernels, found = conv_kernels(model), list(cells)
     assert len(found) == len(cells) and {labels["cut"] for labels, _ in found} == {cut.name for cut in CUTS}
     check_norms(model, found)
@@ -155,7 +156,7 @@ def test_joint_truncations(model):
         cut, total = Cut.parse(labels["cut"]), 0
         for layer, kernel in kernels.items():
             most = cut.max_rank(kernel.shape)
-            rank = max(1, math.ceil(round(labels["fraction"] * most, 9)))
+            rank = max(1, math.ceil(round(labels["level"] * most, 9)))
             assert (layer in replaced) == (rank < most)
             total += rank * sum(cut.dimensions(kernel.shape)) if rank < most else kernel.numel()
             if layer in replaced:
@@ -165,15 +166,48 @@ def test_joint_truncations(model):
 
 def test_joint_truncations_that_are_alike_are_there_once():
     points = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1))
-    assert [labels["cut"] for labels, _ in joint_truncations(points, fractions=[0.5, 0.4, 0.2])] == ["OUT"] * 2
-    assert len(joint_truncations(nn.Sequential(nn.Conv2d(3, 8, 3)), ["KW"], [0.4, 0.5, 0.6, 0.7, 0.9])) == 1
+    assert [labels["cut"] for labels, _ in joint_truncations(points, levels=[0.5, 0.4, 0.2])] == ["OUT"] * 2
+    assert len(joint_truncations(nn.Sequential(nn.Conv2d(3, 8, 3)), ["KW"], levels=[0.4, 0.5, 0.6, 0.7, 0.9])) == 1
+
+
+def test_joint_truncations_of_one_error_take_the_lowest_rank_that_keeps_to_it(model):
+    kernels, cells = conv_kernels(model), joint_truncations(model, common="error", levels=[0.25, 0.6])
+    found = list(cells)
+    assert len(found) == len(cells) > 7
+    check_norms(model, found)
+    for labels, replaced in found:
+        cut = Cut.parse(labels["cut"])
+        for layer, kernel in kernels.items():
+            errors = [relative_error(kernel, truncate(kernel, cut, rank)) for rank in range(1, cut.max_rank(kernel.shape))]
+            allowed = [rank for rank, error in enumerate(errors, 1) if error <= labels["level"] + 1e-6]
+            assert (layer in replaced) == bool(allowed)
+            if allowed:
+                torch.testing.assert_close(replaced[layer], truncate(kernel, cut, allowed[0]), atol=1e-6, rtol=1e-5)
+
+
+def test_joint_truncations_of_some_layers_count_the_others_as_they_are(model):
+    (labels, replaced), = joint_truncations(model, ["OUT"], levels=[0.5], layers=["last"])
+    kernels = conv_kernels(model)
+    assert set(replaced) == {"last"}
+    squares = {layer: kernel.square().sum().item() for layer, kernel in kernels.items()}
+    lost = (kernels["last"] - replaced["last"]).square().sum().item()
+    assert labels["relative_error"] == pytest.approx(math.sqrt(lost / sum(squares.values())), rel=1e-4)
+    factors = factorize(kernels["last"], "OUT", math.ceil(len(kernels["last"]) / 2)).num_parameters
+    assert labels["parameters"] == factors + sum(kernel.numel() for layer, kernel in kernels.items() if layer != "last")
+
+
+def test_joint_truncations_refuse_other_things_in_common(model):
+    with pytest.raises(ValueError, match="common must be 'fraction' or 'error', got 'rank'"):
+        joint_truncations(model, common="rank")
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        joint_truncations(model, common="error", levels=[1.5])
 
 
 # ---- controls ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("make", [
     lambda model: cut_truncations(model, ["first", "last"], ranks=[1, 0.5]),
-    lambda model: joint_truncations(model, ["OUT"], [0.3]),
+    lambda model: joint_truncations(model, ["OUT"], levels=[0.3]),
     lambda model: cp_truncations(model, [2], ["last"], max_iterations=5)], ids=["cuts", "joint", "cp"])
 def test_matched_noise_has_the_norm_the_error_and_the_overlap(model, make):
     truncations = make(model)
@@ -336,6 +370,6 @@ def test_a_network_at_chance_is_warned_of(model, dataset):
 
 
 def test_generators_go_through_the_sweep_as_they_are(model, dataset):
-    cells = joint_truncations(model, ["OUT"], [0.5])
+    cells = joint_truncations(model, ["OUT"], levels=[0.5])
     (labels, evaluation), = sweep(model, dataset, cells, progress=False)
     assert np.array_equal(evaluation.correct, swapped(model, dataset, next(iter(cells))[1]).correct)

@@ -9,8 +9,8 @@ from hypothesis import assume, given, strategies as st
 
 from tnlib.tensors.cuts import CUTS, MODES, norm_kept, singular_values, truncate
 from tnlib.tensors.spectra import (
-    effective_rank, entanglement_entropy, entropy, gaussian_like, marchenko_pastur, participation_ratio, rank_for_norm,
-    shuffled_rows, weights)
+    effective_rank, entanglement_entropy, entropy, gaussian_like, marchenko_pastur, participation_ratio, rank_for_error,
+    rank_for_norm, shuffled_rows, weights)
 
 every_cut = pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.name)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -107,6 +107,15 @@ def test_rank_for_norm_of_known_spectra(values, share, rank, dtype):
     assert rank_for_norm(torch.tensor(values, dtype=dtype), share) == rank
 
 
+@pytest.mark.parametrize("values, error, rank", [
+    ([4.0, 3.0], 0.6, 1), ([4.0, 3.0], 0.59, 2), ([4.0, 3.0], 0, 2), ([4.0, 0.0], 0, 1), ([1.0] * 100, 0.1, 99),
+    ([1.0] * 100, 0.5, 75)], ids=["0.6", "0.59", "none", "rank-1", "flat-0.1", "flat-0.5"])
+@both_dtypes
+def test_rank_for_error_of_known_spectra(values, error, rank, dtype):
+    """ε² is the share of the squares: half of it leaves a quarter of a flat spectrum out."""
+    assert rank_for_error(torch.tensor(values, dtype=dtype), error) == rank
+
+
 @every_cut
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.99])
 def test_truncation_at_that_rank_keeps_that_norm(cut, share):
@@ -191,6 +200,7 @@ BAD = {
     "zero-rank": (lambda: rank_for_norm(0 * S, 0.9), ValueError, "all zero"),
     "share-0": (lambda: rank_for_norm(S, 0), ValueError, "norm_kept must be above 0 and at most 1, got 0"),
     "share-90": (lambda: rank_for_norm(S, 90), ValueError, "at most 1, got 90"),
+    "error-1": (lambda: rank_for_error(S, 1), ValueError, "relative_error must be at least 0 and below 1, got 1"),
     "share-nan": (lambda: rank_for_norm(S, math.nan), ValueError, "got nan"),
     "cut": (lambda: entanglement_entropy(K, "SIDE"), ValueError, "unknown cut 'SIDE'"),
     "three-modes": (lambda: entanglement_entropy(K[0], "OUT"), ValueError, r"got shape \(8, 3, 3\)"),

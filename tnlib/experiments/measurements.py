@@ -22,7 +22,8 @@ from .evaluation import Evaluation, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .provenance import now, provenance
-from .replacements import Replacements
+from .networks import conv_kernels
+from .replacements import Replacements, joined, labelled
 from .store import Store
 from .sweep import sweep
 from .truncations import cut_truncations, joint_truncations, outcome, show_untruncated
@@ -60,11 +61,18 @@ def _noise(model, moments, seed):
     return with_data_aware_error(matched_noise(cut_truncations(model), 5 if seed == 0 else 1, seed), moments())
 
 
+def _joint(model, moments, seed):
+    first, *rest = conv_kernels(model)
+    return joined([labelled(joint_truncations(model, common=common, layers=layers), layers=name)
+                   for common in ("fraction", "error") for name, layers in (("all", None), ("all but the first", rest))
+                   if layers is None or layers])
+
+
 EXPERIMENTS = {
     "truncation": Experiment(_truncation, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(_noise, ("layer", "cut", "rank", "draw")),
     "shrink": Experiment(lambda model, moments, seed: shrink(model), ("layer", "norm_kept")),
-    "joint": Experiment(lambda model, moments, seed: joint_truncations(model), ("cut", "fraction")),
+    "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2),
     "data-aware": Experiment(lambda model, moments, seed: data_aware_truncations(model, moments()),
                              ("layer", "cut", "rank")),
     "multi-mode": Experiment(

@@ -30,12 +30,15 @@ def provenance(device="cpu") -> dict:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with "+changes" behind it when tracked files differ; None outside git."""
+    """The checkout's commit, with "+changes" behind it when tracked files differ; None outside git.
+
+    Files in published/ do not count: a card names those that it depends on by their sha256.
+    """
     def git(*arguments):
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
     try:
-        commit = git("rev-parse", "HEAD").strip()
-        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!published").strip()
+        return git("rev-parse", "HEAD").strip() + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,5 +1,6 @@
 """What all generators of replacements share: their form, and the layers, cuts and ranks that they are asked for."""
 
+import itertools
 import logging
 import math
 import numbers
@@ -29,6 +30,17 @@ class Replacements:
 
     def __iter__(self):
         return iter(self.generate())
+
+
+def labelled(replacements: Replacements, **labels) -> Replacements:
+    """The same cells with further labels, which come first."""
+    return Replacements(replacements.kernels, len(replacements),
+                        lambda: ((labels | found, kernels) for found, kernels in replacements))
+
+
+def joined(parts: list[Replacements]) -> Replacements:
+    """The cells of all `parts`, generators for one model, one after another."""
+    return Replacements(parts[0].kernels, sum(map(len, parts)), lambda: itertools.chain.from_iterable(parts))
 
 
 def rank_grid(max_rank: int) -> list[int]:

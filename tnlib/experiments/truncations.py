@@ -17,12 +17,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts
+from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts, singular_values
+from ..tensors.spectra import rank_for_error
 from .drops import counts
 from .evaluation import Evaluation
 from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
                            rank_at)
 from .sweep import sweep
+
+ERRORS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 # ---- truncation along cuts ---------------------------------------------------------------------------------------
@@ -89,40 +92,49 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
     return Replacements(kernels, sum(map(len, ranks.values())), generate)
 
 
-def joint_truncations(model, cuts=CUTS, fractions=FRACTIONS, layers=None) -> Replacements:
-    """All layers truncated at once, at one cut and one fraction of each layer's max_rank there (rounded up).
+def joint_truncations(model, cuts=CUTS, common="fraction", levels=None, layers=None) -> Replacements:
+    """All of `layers` (None: of the model) truncated at once, at one cut.
 
-    A layer stays as it is where that is its max_rank or the cut is trivial for it. Labels: `cut, fraction, norm_kept,
-    relative_error, parameters`, all over all `layers`. What comes out alike is there once.
+    `common` says what the layers have in common, and `levels` its values, between 0 and 1: "fraction" of each layer's
+    max_rank, rounded up (by default `FRACTIONS`), or the relative "error", which each layer's lowest rank has that does
+    not exceed it (by default `ERRORS`). A layer stays as it is where that is its max_rank or the cut is trivial for
+    it. Labels: `cut, common, level, norm_kept, relative_error, parameters`, the last three over all layers of the
+    model. What comes out alike is there once. Raises `ValueError` for bad choices.
     """
-    kernels = {layer: kernel for layer, kernel in chosen_layers(model, layers).items() if kernel.any()}
+    if common not in ("fraction", "error"):
+        raise ValueError(f"common must be 'fraction' or 'error', got {common!r}")
+    rank_of = {"fraction": lambda spectrum, level: rank_at(level, len(spectrum)), "error": rank_for_error}[common]
+    levels = chosen_fractions({"fraction": FRACTIONS, "error": ERRORS}[common] if levels is None else levels)
+    every = {layer: kernel for layer, kernel in chosen_layers(model).items() if kernel.any()}
+    kernels = {layer: every[layer] for layer in chosen_layers(model, layers) if layer in every}
     plan, seen = [], set()
     for cut in chosen_cuts(cuts):
-        places = {layer: cut.max_rank(kernel.shape) for layer, kernel in kernels.items()
-                  if distinct_cuts(kernel.shape, [cut])}
-        for fraction in chosen_fractions(fractions):
-            ranks = {layer: rank for layer, most in places.items() if (rank := rank_at(fraction, most)) < most}
+        spectra = {layer: singular_values(kernel, cut) for layer, kernel in kernels.items()
+                   if distinct_cuts(kernel.shape, [cut])}
+        for level in levels:
+            ranks = {layer: rank for layer, spectrum in spectra.items()
+                     if (rank := rank_of(spectrum, level)) < len(spectrum)}
             same = frozenset((layer, _partition(cut, kernels[layer].shape), rank) for layer, rank in ranks.items())
             if ranks and same not in seen:
                 seen.add(same)
-                plan.append((cut, fraction, ranks))
+                plan.append((cut, level, ranks))
 
     def generate():
         truncators = {}
-        for cut, fraction, ranks in plan:
+        for cut, level, ranks in plan:
             truncators = {layer: at for layer, at in truncators.items() if at.cut == cut}  # of one cut at a time
             kept, lost, parameters = 0.0, 0.0, 0
-            for layer, kernel in kernels.items():
+            for layer, kernel in every.items():
                 if layer in ranks:
                     at = truncators.setdefault(layer, Truncator(kernel, cut))
                     norms, count = at.norms(ranks[layer]), at.parameters(ranks[layer])
                 else:
                     norms, count = (kernel.double().square().sum().item(), 0.0), kernel.numel()
                 kept, lost, parameters = kept + norms[0], lost + norms[1], parameters + count
-            labels = {"cut": cut.name, "fraction": fraction, **_norms(kept, lost), "parameters": parameters}
+            labels = {"cut": cut.name, "common": common, "level": level, **_norms(kept, lost), "parameters": parameters}
             yield labels, {layer: truncators[layer](rank) for layer, rank in ranks.items()}
 
-    return Replacements(kernels, len(plan), generate)
+    return Replacements(every, len(plan), generate)
 
 
 def _partition(cut, shape):

@@ -46,6 +46,13 @@ def rank_for_norm(spectrum: torch.Tensor, norm_kept: float) -> int:
     return min(int((kept < norm_kept * (1 - 1e-12)).sum()) + 1, len(spectrum))
 
 
+def rank_for_error(spectrum: torch.Tensor, relative_error: float) -> int:
+    """The smallest rank whose truncation has at most this relative error: ε² is the weight that is left out."""
+    if not 0 <= relative_error < 1:
+        raise ValueError(f"relative_error must be at least 0 and below 1, got {relative_error}")
+    return rank_for_norm(spectrum, math.sqrt(1 - relative_error**2))
+
+
 def entanglement_entropy(kernel: torch.Tensor, cut) -> torch.Tensor:
     """The entropy −Σ p log₂ p of the kernel at `cut`, p = s²/Σs², in bits, a 0-dimensional tensor.
 
