@@ -12,7 +12,7 @@ from ..tensors.cuts import MODES, Cut
 from ..tensors.decompositions import CHAIN_MODES, cp, hosvd, tensor_ring, tensor_train
 from .replacements import FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, rank_at
 
-CP_RANKS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+CP_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 RING_RANKS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
 
 
@@ -78,12 +78,12 @@ def train_truncations(model, fractions=FRACTIONS, layers=None) -> Replacements:
     return Replacements(kernels, len(plan), generate)
 
 
-def cp_truncations(model, ranks=None, layers=None, seed=0, starts=1, svd_starts=1, max_iterations=100) -> Replacements:
+def cp_truncations(model, ranks=None, layers=None, seed=0, starts=2, svd_starts=2, max_iterations=100) -> Replacements:
     """Each layer alone as a sum of `rank` outer products: the best of Gaussian and of singular-vector starts of `cp`.
 
     Labels: `layer, rank, max_rank, norm_kept, relative_error, parameters, fit` (1 − ε)`, largest_component_norm,
     converged`. `ranks`: None for `CP_RANKS`, else as in `chosen_ranks`; max_rank is the one at which any kernel of the
-    shape is exact. One start of each kind: on the trained kernels, second ones lower ε by less than half a percent.
+    shape is exact.
     """
     kernels = _spatial(model, layers)
     places = {(layer,): kernel.numel() // max(kernel.shape) for layer, kernel in kernels.items()}

@@ -70,7 +70,8 @@ def _joint(model, moments, seed):
 
 EXPERIMENTS = {
     "truncation": Experiment(_truncation, ("layer", "cut", "rank"), ("test", "validation")),
-    "noise": Experiment(_noise, ("layer", "cut", "rank", "draw")),
+    "noise": Experiment(_noise, ("layer", "cut", "rank", "draw"),
+                        quick=lambda model, moments, seed: matched_noise(cut_truncations(model), 1, seed)),
     "shrink": Experiment(lambda model, moments, seed: shrink(model), ("layer", "norm_kept")),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2),
     "data-aware": Experiment(lambda model, moments, seed: data_aware_truncations(model, moments()),
@@ -84,7 +85,7 @@ EXPERIMENTS = {
     "cp": Experiment(
         lambda model, moments, seed: with_data_aware_error(cp_truncations(model, seed=seed), moments()),
         ("layer", "rank"), quick=lambda model, moments, seed: cp_truncations(
-            model, (1, 4, 16, 64), seed=seed, svd_starts=0, max_iterations=15)),
+            model, (1, 4, 16, 64), seed=seed, starts=1, svd_starts=0, max_iterations=15)),
     "ring": Experiment(
         lambda model, moments, seed: with_data_aware_error(ring_truncations(model, seed=seed), moments()),
         ("layer", "rank"), quick=lambda model, moments, seed: ring_truncations(
