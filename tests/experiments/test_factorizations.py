@@ -10,6 +10,8 @@ from tensorly.decomposition import tensor_ring_als
 
 from tests.experiments.test_truncations import Small, check_norms
 from tnlib import conv_kernels, cp, hosvd, tensor_ring, tensor_train
+from tnlib.experiments import factorizations
+from tnlib.experiments.data_aware import with_data_aware_error
 from tnlib.experiments.factorizations import (CP_RANKS, RING_RANKS, cp_truncations, multi_mode_truncations,
                                               ring_truncations, train_truncations)
 from tnlib.experiments.networks import Vanilla
@@ -123,6 +125,21 @@ def test_the_ranks_of_a_fit(make, grid):
                for layer, kernel in conv_kernels(network).items()}).items()}
     assert len(make(network)) == sum(map(len, asked.values())) and len(asked["conv4"]) == len(grid)
     assert len(make(network, layers=["conv1"])) == len(asked["conv1"]) < len(grid)
+
+
+@pytest.mark.parametrize("make", [cp_truncations, ring_truncations], ids=["cp", "ring"])
+def test_only_what_is_wanted_is_fitted(model, make, monkeypatch):
+    fitted = []
+    for name in ("cp", "tensor_ring"):
+        fit = getattr(factorizations, name)
+        monkeypatch.setattr(factorizations, name, lambda *arguments, fit=fit, **options: (
+            fitted.append(1), fit(*arguments, **options))[1])
+    moments = {layer: torch.eye(kernel[0].numel()).double() for layer, kernel in conv_kernels(model).items()}
+    cells = with_data_aware_error(make(model, [1, 2, 3], ["first", "last"], max_iterations=2), moments)
+    (place, labels, kernels), = cells.where(lambda labels: (labels["layer"], labels["rank"]) == ("last", 2))
+    assert len(fitted) == 1 and place == 4
+    same, replaced = list(cells)[4]
+    assert same == labels and torch.equal(kernels["last"], replaced["last"]) and "data_aware_error" in labels
 
 
 BAD = {

@@ -9,12 +9,8 @@ import torch
 from torch import nn
 
 from tests.experiments.sweep_cases import model_and_data, swapped
-<<<<<<< HEAD
-from tnlib import CUTS, Cut, Dataset, conv_kernels, norm_kept, relative_error, sweep, truncate, truncation_sweep
-=======
-from tnlib import (CUTS, Cut, Dataset, conv_kernels, cp, factorize, hosvd, norm_kept, relative_error, sweep, truncate,
+from tnlib import (CUTS, Cut, Dataset, conv_kernels, factorize, norm_kept, relative_error, sweep, truncate,
                    truncation_sweep)
->>>>>>> origin/next
 from tnlib.experiments.controls import SHRINK, matched_noise, shrink
 from tnlib.experiments.data_aware import (data_aware_error, data_aware_truncations, patch_moments,
                                           with_data_aware_error)

@@ -67,15 +67,17 @@ def data_aware_error(kernel: torch.Tensor, approximation: torch.Tensor, moment: 
 
 def with_data_aware_error(replacements: Replacements, moments: dict[str, torch.Tensor]) -> Replacements:
     """The same cells with a label `data_aware_error`, where one layer is replaced and its Σ is in `moments`."""
-    def generate():
-        for labels, kernels in replacements:
-            for layer, kernel in kernels.items() if len(kernels) == 1 else ():
-                if layer in moments:
-                    error = data_aware_error(replacements.kernels[layer], kernel, moments[layer])
-                    labels = labels | {"data_aware_error": error}
-            yield labels, kernels
+    def known(labels, kernels):
+        for layer, kernel in kernels.items() if len(kernels) == 1 else ():
+            if layer in moments:
+                error = data_aware_error(replacements.kernels[layer], kernel, moments[layer])
+                labels = labels | {"data_aware_error": error}
+        return labels, kernels
 
-    return Replacements(replacements.kernels, len(replacements), generate)
+    def generate(*wanted):
+        return (cell and known(*cell) for cell in replacements.generate(*wanted))
+
+    return Replacements(replacements.kernels, len(replacements), generate, replacements.asks)
 
 
 def data_aware_truncations(model, moments: dict[str, torch.Tensor], layers=None, ranks=None) -> Replacements:

@@ -16,7 +16,7 @@ COLUMNS = {
     "layer": ("string", "the layer whose kernel is replaced, as in named_modules()"),
     "cut": ("string", "the cut, named by the modes of its rows"),
     "rank": ("integer", "rank kept; number of terms of a CP; each of the four bonds of a ring"),
-    "max_rank": ("integer", "the largest rank of the cut or CP; the least at which a ring is no smaller than the kernel"),
+    "max_rank": ("integer", "the largest rank of a cut or CP; the least at which a ring is no smaller than the kernel"),
     "fraction": ("number", "share of the largest rank kept, rounded up to a rank"),
     "common": ("string", "what the truncated layers have in common: the fraction of the largest rank, or the relative error"),
     "level": ("number", "the fraction of the largest rank kept, rounded up; or the relative error that no layer exceeds"),

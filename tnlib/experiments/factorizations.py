@@ -1,7 +1,7 @@
 """Kernels as small tensor networks (Figure 3), as replacements for `sweep`: Tucker-2, tensor train, CP, tensor ring.
 
-Labels are those of every generator: `norm_kept` (ν) and `relative_error` (ε) of the stored kernel, and `parameters`, the
-entries of all factors. 1×1 kernels are left out: there all of these are the truncation at the cut OUT.
+Labels hold `norm_kept` (ν) and `relative_error` (ε) of the stored kernel, and `parameters`, the entries of all factors.
+1×1 kernels are left out: there all of these are the truncation at the cut OUT.
 """
 
 import math
@@ -125,17 +125,21 @@ def _at(ranks, grid, places):
 
 def _fits(kernels, fit, plan, places) -> Replacements:
     """The cells of a network that is fitted: `fit(kernel, rank)` for each layer at each of its ranks."""
-    def generate():
-        for (layer,), ranks in plan.items():
-            for rank in ranks:
-                fitted = fit(kernels[layer], rank)
-                kernel = fitted.to_kernel()
-                yield ({"layer": layer, "rank": rank, "max_rank": places[layer,], **_compared(kernels[layer], kernel),
-                        "parameters": fitted.num_parameters, "fit": 1 - fitted.relative_error,
-                        "largest_component_norm": fitted.largest_component_norm, "converged": fitted.converged},
-                       {layer: kernel})
+    def cell(labels):
+        whole = kernels[labels["layer"]]
+        fitted = fit(whole, labels["rank"])
+        kernel = fitted.to_kernel()
+        return (labels | _compared(whole, kernel) | {
+            "parameters": fitted.num_parameters, "fit": 1 - fitted.relative_error,
+            "largest_component_norm": fitted.largest_component_norm, "converged": fitted.converged},
+            {labels["layer"]: kernel})
 
-    return Replacements(kernels, sum(map(len, plan.values())), generate)
+    asked = [{"layer": layer, "rank": rank, "max_rank": places[layer,]} for (layer,), at in plan.items() for rank in at]
+
+    def generate(wanted=lambda labels: True):
+        return (cell(labels) if wanted(labels) else None for labels in asked)
+
+    return Replacements(kernels, len(asked), generate, asks=True)
 
 
 def _compared(kernel, approximation) -> dict[str, float]:

@@ -154,9 +154,9 @@ def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str])
     def generate():
         if untruncated not in done:
             yield {"key": untruncated, "place": first, "labels": {"split": split}}, {}
-        for place, (labels, kernels) in enumerate(cells, first + 1):
-            if (key := entry.key_of(split, labels)) not in done:
-                yield {"key": key, "place": place, "labels": {"split": split} | labels}, kernels
+        for place, labels, kernels in cells.where(lambda labels: entry.key_of(split, labels) not in done):
+            key, place = entry.key_of(split, labels), first + 1 + place
+            yield {"key": key, "place": place, "labels": {"split": split} | labels}, kernels
 
     there = sum(key.startswith(f"{split} ") for key in done)
     return Replacements(cells.kernels, len(cells) + 1 - there, generate)

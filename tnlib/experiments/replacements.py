@@ -19,17 +19,28 @@ FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 
 @dataclass(frozen=True)
 class Replacements:
-    """An iterable of `count` (labels, {layer: kernel}); `.kernels`: the model's own, by layer."""
+    """An iterable of `count` (labels, {layer: kernel}); `.kernels`: the model's own, by layer.
+
+    `.asks`: a cell takes long to compute, and `generate(wanted)` gives None for one whose labels, as far as they are
+    known beforehand, `wanted` says no to.
+    """
 
     kernels: dict[str, torch.Tensor]
     count: int
     generate: Callable
+    asks: bool = False
 
     def __len__(self):
         return self.count
 
     def __iter__(self):
         return iter(self.generate())
+
+    def where(self, wanted: Callable[[dict], bool]):
+        """(place, labels, kernels) of the cells whose labels `wanted` says yes to; it reads only what was asked for."""
+        for place, cell in enumerate(self.generate(wanted) if self.asks else self.generate()):
+            if cell is not None and wanted(cell[0]):
+                yield place, *cell
 
 
 def labelled(replacements: Replacements, **labels) -> Replacements:

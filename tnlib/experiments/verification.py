@@ -78,8 +78,9 @@ def _checks(path, rows, load):
     images = dataset.subset(min(IMAGES, len(dataset.test_labels) - dataset.num_differing_test))
     table = read_table(path)
     wanted = {entry.key_of("test", labels): row for row, labels in table.loc[rows].iterrows()}
-    cells = [({"key": key}, kernels) for labels, kernels in cells_of(entry, network, dataset, card["seed"])
-             if (key := entry.key_of("test", labels)) in wanted]
+    there = cells_of(entry, network, dataset, card["seed"])
+    cells = [({"key": entry.key_of("test", labels)}, kernels)
+             for _, labels, kernels in there.where(lambda labels: entry.key_of("test", labels) in wanted)]
     if gone := wanted.keys() - {labels["key"] for labels, _ in cells}:
         raise ValueError(f"{path} has cells that {card['experiment']!r} no longer makes ({', '.join(sorted(gone))}): "
                          "measure it again")
