@@ -9,7 +9,7 @@ import torch
 from tensorly.decomposition import tensor_ring_als
 
 from tests.experiments.test_truncations import Small, check_norms
-from tnlib import conv_kernels, cp, hosvd, tensor_ring, tensor_train
+from tnlib import Cut, conv_kernels, cp, hosvd, relative_error, tensor_ring, tensor_train, truncate
 from tnlib.experiments import factorizations
 from tnlib.experiments.data_aware import with_data_aware_error
 from tnlib.experiments.factorizations import (CP_RANKS, RING_RANKS, cp_truncations, multi_mode_truncations,
@@ -41,7 +41,7 @@ def test_multi_mode_truncations(model):
 
 
 def test_train_truncations(model):
-    cells = train_truncations(model, [0.25, 0.5])
+    cells = train_truncations(model, [0.2, 0.5])
     assert len(list(cells)) == len(cells)
     assert {labels["layer"] for labels, _ in cells} == {"first", "depthwise", "last"}, "not of the 1×1 kernel"
     check_norms(model, cells)
@@ -55,15 +55,18 @@ def test_train_truncations(model):
         np.testing.assert_allclose(chain(replaced[labels["layer"]]), theirs, atol=1e-6)
 
 
-def test_bonds_are_a_fraction_of_the_largest_and_none_is_there_twice(model):
-    def bonds(*arguments):
-        return [(labels["fraction"], labels["rank_1"], labels["rank_2"], labels["rank_3"])
-                for labels, _ in train_truncations(model, *arguments)]
-    # (IN, KH, KW, OUT) = (12, 3, 3, 10): largest bonds 12, 30 and 10
-    assert bonds([0.25, 0.5, 0.99], "last") == [(0.25, 3, 8, 3), (0.5, 6, 15, 5)], "0.99 is exact"
-    # (3, 3, 3, 8): largest 3, 9, 8; what the bond of 1 leaves is 3, and of two equal ones the first stays
-    assert bonds([0.3, 0.2, 0.25, 0.4], "first") == [(0.3, 1, 3, 3), (0.2, 1, 2, 2), (0.25, 1, 3, 2), (0.4, 2, 4, 4)]
-    assert bonds([0.1], "depthwise") == [(0.1, 1, 1, 1)] and not bonds([0.5], "point")
+def test_bonds_are_cut_to_one_error_and_no_train_is_there_twice(model):
+    for labels, replaced in train_truncations(model, [0.05, 0.2, 0.5, 0.9], ["first", "last"]):
+        kernel, error, left = conv_kernels(model)[labels["layer"]].double(), labels["bond_error"], 1
+        for k, (cut, size) in enumerate((("IN", kernel.shape[1]), ("OUT,KW", 3), ("OUT", 3)), 1):
+            rank, most = labels[f"rank_{k}"], min(left * size, Cut.parse(cut).max_rank(kernel.shape))
+            at = lambda r: relative_error(kernel, truncate(kernel, cut, r))
+            assert at(rank) <= error or rank == most
+            assert rank == 1 or at(rank - 1) > error
+            left = rank
+        assert labels["relative_error"] <= math.sqrt(3) * error + 1e-6
+    found = [labels["bond_error"] for labels, _ in train_truncations(model, [0.9, 0.901, 0.1, 1e-9], "last")]
+    assert found == [0.9, 0.1], "0.901 cuts as 0.9 does, and 1e-9 is exact"
 
 
 def test_cp_truncations(model):
@@ -143,9 +146,9 @@ def test_only_what_is_wanted_is_fitted(model, make, monkeypatch):
 
 
 BAD = {
-    "fraction 1": (train_truncations, {"fractions": [0.5, 1.0]}, "strictly between 0 and 1"),
-    "no fraction": (train_truncations, {"fractions": []}, "strictly between 0 and 1"),
-    "a rank for a fraction": (train_truncations, {"fractions": [2]}, "strictly between 0 and 1"),
+    "error 1": (train_truncations, {"errors": [0.5, 1.0]}, "strictly between 0 and 1"),
+    "no error": (train_truncations, {"errors": []}, "strictly between 0 and 1"),
+    "a rank for an error": (train_truncations, {"errors": [2]}, "strictly between 0 and 1"),
     "unknown layer": (train_truncations, {"layers": "conv1"}, "unknown layer 'conv1'"),
     "ring too large": (ring_truncations, {"ranks": [2, 7]}, "rank 7 truncates nothing"),
     "ring of rank 0": (ring_truncations, {"ranks": [0]}, "whole numbers from 1"),

@@ -22,6 +22,7 @@ COLUMNS = {
     "level": ("number", "the fraction of the largest rank kept, rounded up; or the relative error that no layer exceeds"),
     "rank_out": ("integer", "rank kept of the mode OUT"),
     "rank_in": ("integer", "rank kept of the mode IN"),
+    "bond_error": ("number", "the relative error that the truncation at each bond of a train alone may have"),
     "rank_1": ("integer", "bond of a train between IN and KH"),
     "rank_2": ("integer", "bond of a train between KH and KW"),
     "rank_3": ("integer", "bond of a train between KW and OUT"),

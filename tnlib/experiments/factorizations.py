@@ -8,10 +8,13 @@ import math
 
 import torch
 
-from ..tensors.cuts import MODES, Cut
+from ..tensors.cuts import MODES, Cut, singular_values
 from ..tensors.decompositions import CHAIN_MODES, cp, hosvd, tensor_ring, tensor_train
+from ..tensors.spectra import rank_for_error
 from .replacements import FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, rank_at
 
+BOND_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BOND_CUTS = ("IN", "OUT,KW", "OUT")  # a train in the order IN, KH, KW, OUT, cut at its three bonds
 CP_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 RING_RANKS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
 
@@ -48,30 +51,31 @@ def multi_mode_truncations(model, fractions=FRACTIONS, layers=None) -> Replaceme
     return Replacements(kernels, len(plan), generate)
 
 
-def train_truncations(model, fractions=FRACTIONS, layers=None) -> Replacements:
-    """Each layer alone as a tensor train (TT-SVD), its three inner bonds at one fraction of their largest rank.
+def train_truncations(model, errors=BOND_ERRORS, layers=None) -> Replacements:
+    """Each layer alone as a tensor train (TT-SVD), its three inner bonds cut to one relative error.
 
-    A bond between the modes before and those after it has the largest rank min(Π before, Π after), and takes
-    ⌈fraction·that⌉, or what the bond before it leaves. Labels: `layer, fraction, rank_1, rank_2, rank_3, norm_kept,
-    relative_error, parameters`. Bonds that are all largest are left out, and those of two fractions are there once.
+    A bond takes the smallest rank at which the truncation of the kernel at that bond alone would have at most this error,
+    or what the bond before it leaves. Labels: `layer, bond_error, rank_1, rank_2, rank_3, norm_kept, relative_error,
+    parameters`; ε is at most √3 times the bonds' error. Exact trains are left out, and equal ones are there once.
+    Source: Oseledets 2011, with the bonds' ranks from the kernel itself.
     """
     kernels = _spatial(model, layers)
     plan = {}
     for layer, kernel in kernels.items():
-        sizes = [kernel.shape[MODES.index(mode)] for mode in CHAIN_MODES]
-        most = [min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in (1, 2, 3)]
-        for fraction in chosen_fractions(fractions):
+        spectra = [singular_values(kernel.double(), cut) for cut in BOND_CUTS]
+        sizes = [kernel.shape[MODES.index(mode)] for mode in CHAIN_MODES[:3]]
+        for error in chosen_fractions(errors):
             ranks = []
-            for size, largest in zip(sizes, most):
-                ranks.append(min(rank_at(fraction, largest), size * (ranks[-1] if ranks else 1)))
-            if ranks != most:
-                plan.setdefault((layer, *ranks), fraction)
+            for spectrum, size in zip(spectra, sizes):
+                ranks.append(min(rank_for_error(spectrum, error), size * (ranks[-1] if ranks else 1)))
+            if ranks != list(map(len, spectra)):
+                plan.setdefault((layer, *ranks), error)
 
     def generate():
-        for (layer, *ranks), fraction in plan.items():
+        for (layer, *ranks), error in plan.items():
             train = tensor_train(kernels[layer].double(), ranks)
             kernel = train.to_kernel()
-            yield ({"layer": layer, "fraction": fraction, "rank_1": ranks[0], "rank_2": ranks[1], "rank_3": ranks[2],
+            yield ({"layer": layer, "bond_error": error, "rank_1": ranks[0], "rank_2": ranks[1], "rank_3": ranks[2],
                     **_compared(kernels[layer], kernel), "parameters": train.num_parameters},
                    {layer: kernel.to(kernels[layer].dtype)})
 
