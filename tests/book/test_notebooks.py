@@ -1,6 +1,7 @@
 """The notebooks: clean sources, and what they compute with the `shapes` profile."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from tnlib.experiments.measurements import find_table, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
+from tnlib.publishing.figures import OUTPUT_VARIABLE
 from tnlib.publishing.running import sections
 
 every_section = pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
@@ -143,6 +145,80 @@ def _upper_bound(lost, gained, n):
         return (lost - gained - n * drop) / np.sqrt(n * (2 * likely + drop * (1 - drop)))
     estimate = (lost - gained) / n
     return 100 * optimize.brentq(lambda drop: score(drop) + stats.norm.ppf(0.95), estimate + 1e-9, 0.999)
+
+
+def test_the_smallest_harmless_networks_are_those_of_the_answers(shapes_jobs):
+    """Shares of parameters, from the counts of lost and gained images; the least of each layer; the best against the cuts."""
+    job = shapes_jobs["networks"]
+    table = pd.read_csv(job.folder / "figures" / "networks-harmless.csv").set_index(["layer", "kind"])
+    sizes = {layer: kernel.numel() for layer, kernel in tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes")).items()}
+    assert len(table) == 4 * 6
+    for kind, curves in networks_of_shapes().items():
+        for layer, curve in curves.groupby("layer"):
+            curve = curve.assign(share=curve["parameters"] / sizes[layer])
+            reached, after = _harmless_and_next(curve.assign(rank=curve["parameters"]))
+            row = table.loc[(layer, kind)]
+            assert row["largest tried"] == pytest.approx(curve["share"].max(), rel=1e-6)
+            assert row["reached"] == (not reached.empty) and row["all_harmless"] == after.empty
+            assert reached.empty or row["share"] == pytest.approx(reached["share"].min(), rel=1e-6)
+    values = glued_values(job.executed)
+    best = table["share"].idxmin()
+    assert values["best"].strip("'") == f"{best[1]} in {best[0]}"
+    assert float(values["best-share"]) == pytest.approx(100 * table["share"].min(), rel=1e-6)
+    shares = table["share"].unstack()
+    is_cut = shares.columns.str.startswith("cut")
+    ratio = (shares.loc[:, ~is_cut].min(axis=1) / shares.loc[:, is_cut].min(axis=1)).dropna()
+    assert (int(values["smaller-1"]), int(values["compared-1"])) == ((ratio < 1).sum(), len(ratio))
+    assert float(values["ratio-1"]) == pytest.approx(100 * stats.gmean(ratio), rel=1e-6)
+
+
+def networks_of_shapes():
+    """Kind → table of the one network on the drawn images."""
+    tables = {kind: read_table(find_table(experiment, "vanilla", "shapes", 0)) for kind, experiment in {
+        "CP": "cp", "Tucker-2": "multi-mode", "train": "train", "ring": "ring"}.items()}
+    cuts = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'test'")
+    return tables | {f"cut {name}": cuts[cuts.cut == name] for name in ("OUT,KW", "OUT")}
+
+
+def test_fits_and_terms_are_those_of_the_table(shapes_jobs):
+    job, fits = shapes_jobs["networks"], networks_of_shapes()["CP"].set_index(["layer", "rank"])
+    drawn = pd.read_csv(job.folder / "figures" / "networks-cp.csv").set_index(["layer", "rank"])
+    assert len(drawn) == len(fits)
+    for column in ("fit", "accuracy"):
+        assert np.allclose(drawn[column], fits[column].loc[drawn.index], atol=1e-8)
+    assert np.allclose(drawn["fit"], 1 - fits["relative_error"].loc[drawn.index], atol=1e-6)
+    values, largest = glued_values(job.executed), fits["largest_component_norm"]
+    assert float(values["largest"]) == largest.max()
+    assert values["largest-where"].strip("'") == "{} at rank {} on shapes".format(*largest.idxmax())
+    assert [int(values[f"fits-{what}"]) for what in ("above", "huge", "rest")] == [
+        (largest > 1).sum(), (largest > 10).sum(), fits["converged"].sum()]
+
+
+def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_published_tables():
+    """Words that no number replaces: the accuracy is back before the fit is, and few fits came to rest."""
+    for path in (PUBLISHED / "results").glob("cp-vanilla-*.csv"):
+        fits = read_table(path)
+        last = fits[fits["rank"] == fits["rank"].max()].set_index("layer").loc["conv4"]
+        assert last["fit"] < 0.7 and last["accuracy_drop"] < 5
+        assert fits.loc[fits["rank"] >= 16, "converged"].mean() < 0.5
+        mean = fits.groupby("rank")["fit"].mean()
+        assert mean.is_monotonic_increasing or len(mean) < 3
+
+
+def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "profile", "shapes", "-p", "dataset",
+               "shapes", "-p", "compare", "shapes", "-p", "cut", "OUT,IN", "-p", "other_cut", "OUT,IN", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {OUTPUT_VARIABLE: str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    kinds = set(pd.read_csv(tmp_path / "figures" / "networks-parameters.csv")["kind"])
+    assert kinds == {"CP", "Tucker-2", "train", "ring", "cut OUT,IN"}
+
+
+def test_a_network_that_is_not_measured_says_what_to_do_without_its_data(no_data, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "model", "vanilla-constant",
+               "-p", "compare", "cifar10", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "tnlib data fetch" in done.stderr
 
 
 @pytest.mark.parametrize("words, status, message", [
