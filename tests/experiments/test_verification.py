@@ -24,7 +24,7 @@ def tables(small, tmp_path, monkeypatch):
 
 def test_a_sample_is_spread_over_the_tables_and_agrees(tables):
     checks = verification.verify(7)
-    assert [sum(check.table == path.name for check in checks) for path in tables] == [4, 3]
+    assert sorted(sum(check.table == path.name for check in checks) for path in tables) == [3, 4]
     assert len({(check.table, check.key) for check in checks}) == 7
     assert all(check.different == 0 and check.images == 60 for check in checks)
     assert {check.key for check in verification.verify(7, seed=1)} != {check.key for check in checks}
@@ -54,12 +54,12 @@ def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, 
     content = card.read_text()
     card.write_text(json.dumps(json.loads(content) | {"weights": "0" * 64}))
     with pytest.raises(ValueError, match="was measured on weights 0000000000000000….*measure it again"):
-        verification.verify(1)
+        verification.verify(2)
     card.write_text(content)
     shorter = Experiment(lambda model, moments, seed: shrink(model, (0.123,)), ("layer", "norm_kept"))
     monkeypatch.setitem(verification.EXPERIMENTS, "shrink", shorter)
     with pytest.raises(ValueError, match="has cells that 'shrink' no longer makes .test layer=conv"):
-        verification.verify(1)
+        verification.verify(2)
 
 
 def test_another_copy_of_the_data_is_named(tables, small):

@@ -42,6 +42,7 @@ class Experiment:
     """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart.
 
     `.quick`: what is replaced on the data set `shapes`, which is for trying: fewer cells or draws, shorter fits.
+    `.weighed`: whether a row also has the data-aware error.
     """
 
     cells: Callable[..., Replacements]
@@ -49,17 +50,10 @@ class Experiment:
     splits: tuple[str, ...] = ("test",)
     version: int = 1
     quick: Callable[..., Replacements] | None = None
+    weighed: bool = True
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
-
-
-def _truncation(model, moments, seed):
-    return with_data_aware_error(cut_truncations(model), moments())
-
-
-def _noise(model, moments, seed):
-    return with_data_aware_error(matched_noise(cut_truncations(model), 5 if seed == 0 else 1, seed), moments())
 
 
 def _joint(model, moments, seed):
@@ -70,28 +64,37 @@ def _joint(model, moments, seed):
 
 
 EXPERIMENTS = {
-    "truncation": Experiment(_truncation, ("layer", "cut", "rank"), ("test", "validation")),
-    "noise": Experiment(_noise, ("layer", "cut", "rank", "draw"),
-                        quick=lambda model, moments, seed: with_data_aware_error(
-                            matched_noise(cut_truncations(model), 1, seed), moments())),
-    "shrink": Experiment(lambda model, moments, seed: shrink(model), ("layer", "norm_kept")),
-    "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2),
-    "data-aware": Experiment(lambda model, moments, seed: data_aware_truncations(model, moments()),
-                             ("layer", "cut", "rank")),
+    "truncation": Experiment(
+        lambda model, moments, seed: cut_truncations(model),
+        ("layer", "cut", "rank"), ("test", "validation")),
+    "noise": Experiment(
+        lambda model, moments, seed: matched_noise(cut_truncations(model), 5 if seed == 0 else 1, seed),
+        ("layer", "cut", "rank", "draw"),
+        quick=lambda model, moments, seed: matched_noise(cut_truncations(model), 1, seed)),
+    "shrink": Experiment(
+        lambda model, moments, seed: shrink(model),
+        ("layer", "norm_kept"), weighed=False),
+    "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
+    "data-aware": Experiment(
+        lambda model, moments, seed: data_aware_truncations(model, moments()),
+        ("layer", "cut", "rank"), weighed=False),  # it has that error from the start
     "multi-mode": Experiment(
-        lambda model, moments, seed: with_data_aware_error(multi_mode_truncations(model), moments()),
-        ("layer", "rank_out", "rank_in"), quick=lambda model, moments, seed: multi_mode_truncations(model, QUICK)),
+        lambda model, moments, seed: multi_mode_truncations(model),
+        ("layer", "rank_out", "rank_in"),
+        quick=lambda model, moments, seed: multi_mode_truncations(model, QUICK)),
     "train": Experiment(
-        lambda model, moments, seed: with_data_aware_error(train_truncations(model), moments()),
-        ("layer", "rank_1", "rank_2", "rank_3"), quick=lambda model, moments, seed: train_truncations(model, QUICK)),
+        lambda model, moments, seed: train_truncations(model),
+        ("layer", "rank_1", "rank_2", "rank_3"),
+        quick=lambda model, moments, seed: train_truncations(model, QUICK)),
     "cp": Experiment(
-        lambda model, moments, seed: with_data_aware_error(cp_truncations(model, seed=seed), moments()),
-        ("layer", "rank"), quick=lambda model, moments, seed: cp_truncations(
+        lambda model, moments, seed: cp_truncations(model, seed=seed),
+        ("layer", "rank"),
+        quick=lambda model, moments, seed: cp_truncations(
             model, (1, 4, 16, 64), seed=seed, starts=1, svd_starts=0, max_iterations=15)),
     "ring": Experiment(
-        lambda model, moments, seed: with_data_aware_error(ring_truncations(model, seed=seed), moments()),
-        ("layer", "rank"), quick=lambda model, moments, seed: ring_truncations(
-            model, (1, 2, 4, 8), seed=seed, max_iterations=10)),
+        lambda model, moments, seed: ring_truncations(model, seed=seed),
+        ("layer", "rank"),
+        quick=lambda model, moments, seed: ring_truncations(model, (1, 2, 4, 8), seed=seed, max_iterations=10)),
 }
 
 
@@ -134,16 +137,18 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset)
 
 
-def cells_of(entry: Experiment, network, dataset: Dataset, seed: int) -> Replacements:
-    """The cells of an experiment on a network; second moments of patches are computed when a cell asks for them."""
+def cells_of(entry: Experiment, network, dataset: Dataset, seed: int, weighed: bool = True) -> Replacements:
+    """The cells of an experiment on a network; without their data-aware errors, which take long, if not `weighed`."""
+    quick = dataset.name == "shapes"
+
     @cache
     def moments():
         labels = split_arrays(dataset, "train")[1]
         images = balanced_sample(labels, min(QUICK_IMAGES if quick else MOMENT_IMAGES, len(labels)), MOMENT_SEED)
         return patch_moments(network, dataset, images=images)
 
-    quick = dataset.name == "shapes"
-    return (entry.quick if quick and entry.quick else entry.cells)(network, moments, seed)
+    cells = (entry.quick if quick and entry.quick else entry.cells)(network, moments, seed)
+    return with_data_aware_error(cells, moments()) if weighed and entry.weighed else cells
 
 
 def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str]) -> Replacements:

@@ -46,9 +46,10 @@ def verify(sample: int, seed: int = 0, data=None) -> list[Check]:
     generator = random.Random(seed)
     places = {path: generator.sample(rows, len(rows)) for path in tables
               if (rows := list(np.flatnonzero(read_table(path)["split"] == "test")))}
+    order = generator.sample(list(places), len(places))
     while sum(map(len, chosen.values())) < sample and any(places.values()):  # a cell of each table in turn
-        for path, left in places.items():
-            if left and sum(map(len, chosen.values())) < sample:
+        for path in order:
+            if (left := places[path]) and sum(map(len, chosen.values())) < sample:
                 chosen[path].append(int(left.pop()))
     return [check for path, rows in chosen.items() if rows for check in _checks(path, rows, load)]
 
@@ -78,7 +79,7 @@ def _checks(path, rows, load):
     images = dataset.subset(min(IMAGES, len(dataset.test_labels) - dataset.num_differing_test))
     table = read_table(path)
     wanted = {entry.key_of("test", labels): row for row, labels in table.loc[rows].iterrows()}
-    there = cells_of(entry, network, dataset, card["seed"])
+    there = cells_of(entry, network, dataset, card["seed"], weighed=False)
     cells = [({"key": entry.key_of("test", labels)}, kernels)
              for _, labels, kernels in there.where(lambda labels: entry.key_of("test", labels) in wanted)]
     if gone := wanted.keys() - {labels["key"] for labels, _ in cells}:
