@@ -13,7 +13,7 @@ from scipy import interpolate, optimize, stats
 
 import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
-from tnlib.experiments.measurements import find_table, read_table
+from tnlib.experiments.measurements import EXPERIMENTS, find_table, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
@@ -194,9 +194,17 @@ def test_fits_and_terms_are_those_of_the_table(shapes_jobs):
         (largest > 1).sum(), (largest > 10).sum(), fits["converged"].sum()]
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_published_book_measures_nothing_itself(experiment, dataset):
+    assert list((PUBLISHED / "results").glob(f"{experiment}-vanilla-{dataset}-s*.csv"))
+
+
 def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_published_tables():
     """Words that no number replaces: the accuracy is back before the fit is, and few fits came to rest."""
-    for path in (PUBLISHED / "results").glob("cp-vanilla-cifar*.csv"):
+    paths = list((PUBLISHED / "results").glob("cp-vanilla-cifar*.csv"))
+    assert paths
+    for path in paths:
         fits = read_table(path)
         last = fits[fits["rank"] == fits["rank"].max()].set_index("layer").loc["conv4"]
         assert last["fit"] < 0.7 and last["accuracy_drop"] < 10

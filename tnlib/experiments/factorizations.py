@@ -64,7 +64,7 @@ def train_truncations(model, errors=BOND_ERRORS, layers=None) -> Replacements:
     for layer, kernel in kernels.items():
         spectra = [singular_values(kernel.double(), cut) for cut in BOND_CUTS]
         sizes = [kernel.shape[MODES.index(mode)] for mode in CHAIN_MODES[:3]]
-        for error in chosen_fractions(errors):
+        for error in chosen_fractions(errors, "errors"):
             ranks = []
             for spectrum, size in zip(spectra, sizes):
                 ranks.append(min(rank_for_error(spectrum, error), size * (ranks[-1] if ranks else 1)))

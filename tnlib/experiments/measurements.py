@@ -21,8 +21,8 @@ from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
-from .provenance import now, provenance
 from .networks import conv_kernels
+from .provenance import now, provenance
 from .replacements import Replacements, joined, labelled
 from .store import Store
 from .sweep import sweep
@@ -122,6 +122,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
                 "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
+    if dataset.name == "shapes" and entry.quick:
+        identity["quick"] = True  # fewer cells than elsewhere
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     cells = cells_of(entry, network, dataset, seed)
     done = store.keys()
@@ -208,11 +210,14 @@ def bits_path(path: Path) -> Path:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 def find_table(experiment: str, model: str, dataset: str, seed: int) -> Path | None:
-    """The table of a measurement: the published one, else your own below runs/, else None."""
-    experiment_called(experiment)
+    """The table of a measurement: the published one, else your own below runs/, else None.
+
+    Tables of another version of the experiment, with other cells, do not count.
+    """
+    version = experiment_called(experiment).version
     for folder in FOLDERS:
         path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
-        if path.is_file():
+        if path.is_file() and read_card(path)["version"] == version:
             return path
     return None
 

@@ -46,12 +46,14 @@ class Replacements:
 def labelled(replacements: Replacements, **labels) -> Replacements:
     """The same cells with further labels, which come first."""
     return Replacements(replacements.kernels, len(replacements),
-                        lambda: ((labels | found, kernels) for found, kernels in replacements))
+                        lambda *wanted: (cell and (labels | cell[0], cell[1]) for cell in replacements.generate(*wanted)),
+                        replacements.asks)
 
 
 def joined(parts: list[Replacements]) -> Replacements:
-    """The cells of all `parts`, generators for one model, one after another."""
-    return Replacements(parts[0].kernels, sum(map(len, parts)), lambda: itertools.chain.from_iterable(parts))
+    """The cells of all `parts`, generators for one model and all of one kind, one after another."""
+    return Replacements(parts[0].kernels, sum(map(len, parts)), lambda *wanted: itertools.chain.from_iterable(
+        part.generate(*wanted) for part in parts), parts[0].asks)
 
 
 def rank_grid(max_rank: int) -> list[int]:
@@ -73,11 +75,11 @@ def rank_at(rank, max_rank: int) -> int:
     raise ValueError(f"ranks takes whole numbers from 1 and fractions strictly between 0 and 1, got {rank!r}")
 
 
-def chosen_fractions(fractions) -> list[float]:
-    """The fractions, each strictly between 0 and 1; `ValueError` for others and for none."""
+def chosen_fractions(fractions, name: str = "fractions") -> list[float]:
+    """The fractions, each strictly between 0 and 1; `ValueError` for others and for none. `name`: of the argument."""
     fractions = [fractions] if isinstance(fractions, numbers.Real) else list(fractions)
     if not fractions or any(isinstance(f, numbers.Integral) or not 0 < f < 1 for f in fractions):
-        raise ValueError(f"fractions must lie strictly between 0 and 1, at least one of them, got {fractions!r}")
+        raise ValueError(f"{name} must lie strictly between 0 and 1, at least one of them, got {fractions!r}")
     return fractions
 
 

@@ -95,16 +95,16 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
 def joint_truncations(model, cuts=CUTS, common="fraction", levels=None, layers=None) -> Replacements:
     """All of `layers` (None: of the model) truncated at once, at one cut.
 
-    `common` says what the layers have in common, and `levels` its values, between 0 and 1: "fraction" of each layer's
-    max_rank, rounded up (by default `FRACTIONS`), or the relative "error", which each layer's lowest rank has that does
-    not exceed it (by default `ERRORS`). A layer stays as it is where that is its max_rank or the cut is trivial for
-    it. Labels: `cut, common, level, norm_kept, relative_error, parameters`, the last three over all layers of the
+    `common` says what the layers have in common, and `levels` its values, between 0 and 1. "fraction": each layer keeps
+    this fraction of its max_rank, rounded up (by default `FRACTIONS`). "error": each layer takes the lowest rank whose
+    relative error does not exceed the level (by default `ERRORS`). A layer stays as it is where that is its max_rank or
+    the cut is trivial for it. Labels: `cut, common, level, norm_kept, relative_error, parameters`, the last three over all layers of the
     model. What comes out alike is there once. Raises `ValueError` for bad choices.
     """
     if common not in ("fraction", "error"):
         raise ValueError(f"common must be 'fraction' or 'error', got {common!r}")
     rank_of = {"fraction": lambda spectrum, level: rank_at(level, len(spectrum)), "error": rank_for_error}[common]
-    levels = chosen_fractions({"fraction": FRACTIONS, "error": ERRORS}[common] if levels is None else levels)
+    levels = chosen_fractions({"fraction": FRACTIONS, "error": ERRORS}[common] if levels is None else levels, "levels")
     every = {layer: kernel for layer, kernel in chosen_layers(model).items() if kernel.any()}
     kernels = {layer: every[layer] for layer in chosen_layers(model, layers) if layer in every}
     plan, seen = [], set()

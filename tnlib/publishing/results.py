@@ -7,7 +7,8 @@ import pandas as pd
 
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.measurements import EXPERIMENTS as MEASUREMENTS
-from ..experiments.measurements import find_table, measure, read_table
+from ..experiments.measurements import find_table, read_table
+from ..experiments.measurements import measure as measure_table
 from ..experiments.weights import find_weights, read_card, trained_seeds
 from .figures import OUTPUT_VARIABLE
 
@@ -21,13 +22,16 @@ def _networks(model: str, dataset: str) -> pd.DataFrame:
     return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} for card in cards])
 
 
-def _measured(experiment: str, model: str, dataset: str) -> pd.DataFrame:
+def _measured(experiment: str, model: str, dataset: str, measure: bool = True) -> pd.DataFrame:
     """The tables of all networks that are measured; where none is, the first is measured here and kept."""
     seeds = trained_seeds(model, dataset)
     tables = [path for seed in seeds if (path := find_table(experiment, model, dataset, seed))]
+    if not tables and not measure:
+        raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
+                                f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
     shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
-    return pd.concat([read_table(path) for path in tables or [measure(experiment, model, dataset, seeds[0],
-                                                                      progress=shown)]], ignore_index=True)
+    tables = tables or [measure_table(experiment, model, dataset, seeds[0], progress=shown)]
+    return pd.concat(map(read_table, tables), ignore_index=True)
 
 
 EXPERIMENTS = {
@@ -42,7 +46,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     """The results of `experiment` for all trained networks `model` on `dataset`, tidy.
 
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.measurements: their published tables,
-    else your own; where there is none, one network is measured, which needs the data set, and kept below runs/.
+    else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
+    `measure=False`: `FileNotFoundError`).
     "networks": one row a network, what its card says of it. "spectra" and "spectrum-summary": computed here from the
     weights, see `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises
     `ValueError` for an unknown experiment.

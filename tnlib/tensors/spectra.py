@@ -50,7 +50,8 @@ def rank_for_error(spectrum: torch.Tensor, relative_error: float) -> int:
     """The smallest rank whose truncation has at most this relative error: ε² is the weight that is left out."""
     if not 0 <= relative_error < 1:
         raise ValueError(f"relative_error must be at least 0 and below 1, got {relative_error}")
-    return rank_for_norm(spectrum, math.sqrt(1 - relative_error**2))
+    left_out = weights(spectrum.double()).flip(0).cumsum(0).flip(0)[1:]         # by the ranks 1, 2, … max_rank − 1
+    return int((left_out > relative_error**2 * (1 + 1e-12)).sum()) + 1
 
 
 def entanglement_entropy(kernel: torch.Tensor, cut) -> torch.Tensor:
