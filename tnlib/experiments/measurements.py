@@ -56,9 +56,9 @@ class Experiment:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
 
 
-def _joint(model, moments, seed):
+def _joint(model, moments, seed, levels=None):
     first, *rest = conv_kernels(model)
-    return joined([labelled(joint_truncations(model, common=common, layers=layers), layers=name)
+    return joined([labelled(joint_truncations(model, common=common, levels=levels, layers=layers), layers=name)
                    for common in ("fraction", "error") for name, layers in (("all", None), ("all but the first", rest))
                    if layers is None or layers])
 
@@ -74,7 +74,9 @@ EXPERIMENTS = {
     "shrink": Experiment(
         lambda model, moments, seed: shrink(model),
         ("layer", "norm_kept"), weighed=False),
-    "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
+    "joint": Experiment(
+        _joint, ("layers", "cut", "common", "level"), version=2, weighed=False,
+        quick=lambda model, moments, seed: _joint(model, moments, seed, QUICK)),
     "data-aware": Experiment(
         lambda model, moments, seed: data_aware_truncations(model, moments()),
         ("layer", "cut", "rank"), weighed=False),  # it has that error from the start
