@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib import Dataset, evaluate, load_model, train
+from tnlib import Dataset, entanglement_entropy, evaluate, load_model, train
 from tnlib.experiments import provenance, training, weights
 from tnlib.experiments.networks import NETWORKS, Network, Recipe, Vanilla
 from tnlib.experiments.training import augment, learning_rate
@@ -277,6 +277,10 @@ def test_the_card_says_what_was_done(tmp_path):
     assert card["history"][-1]["validation_accuracy"] == pytest.approx(held_out.accuracy, abs=1e-5)
     assert card["history"][-1]["validation_loss"] == pytest.approx(held_out.loss, abs=1e-5)
     assert {"train_loss", "train_accuracy"} < card["history"][0].keys()
+    entropies = card["history"][-1]["entropy"]
+    assert list(entropies) == ["conv1", "conv2", "conv3", "conv4"] and len(entropies["conv2"]) == 7
+    found = entanglement_entropy(model.conv2.weight.detach(), "OUT,KW").item()
+    assert entropies["conv2"]["OUT,KW"] == pytest.approx(found, abs=1e-5) != card["initial_entropy"]["conv2"]["OUT,KW"]
     assert card["train_seconds"] >= 0 and card["threads"] == 1 and card["device"]
     started, finished = (datetime.datetime.fromisoformat(card[key]) for key in ("last_started", "finished"))
     assert started <= finished and finished.utcoffset() == datetime.timedelta(0)
@@ -301,6 +305,22 @@ def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
     assert provenance.git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
     assert provenance.git_commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["true-labels", "shuffled-labels"])
+def test_a_network_may_be_trained_on_fewer_images_and_on_shuffled_labels(tmp_path, monkeypatch, shuffled):
+    monkeypatch.setitem(NETWORKS, "tiny", dataclasses.replace(NETWORKS["tiny"], images=24, shuffled=shuffled))
+    data, seen = dataset(train=200), []
+    monkeypatch.setattr(training, "augment", lambda *arguments: seen.append(arguments[0]) or augment(*arguments))
+    model = train("tiny", data, folder=tmp_path, device="cpu", progress=False)
+    part = training.as_trained_on(data, NETWORKS["tiny"])
+    card = json.loads((tmp_path / STEM).with_suffix(".json").read_text())
+    assert card["images"]["train"] == 24 and card["shuffled_labels"] is shuffled and len(seen) == 6
+    assert np.bincount(part.train_labels).tolist() == [8, 8, 8]
+    where = [int(np.flatnonzero((data.train_images == image).all((1, 2, 3)))[0]) for image in part.train_images]
+    assert (data.train_labels[where] == part.train_labels).all() != shuffled and len(set(where)) == 24
+    assert card["train_accuracy"] == evaluate(model, part, split="train").accuracy
+    assert part.fingerprint == data.fingerprint == card["fingerprint"] and len(data.train_labels) == 180
 
 
 def test_by_default_weights_go_below_runs_and_are_found_there(tmp_path, monkeypatch, capsys):

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from ..tensors.cuts import CUTS, distinct_cuts, singular_values
-from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entropy, gaussian_like, marchenko_pastur,
-                               participation_ratio, rank_for_norm, shuffled_rows)
+from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglement_entropy, entropy, gaussian_like,
+                               marchenko_pastur, participation_ratio, rank_for_norm, shuffled_rows)
 from .gauges import balanced, random_gauge
 from .networks import conv_kernels
 from .weights import load_model, trained_seeds
@@ -78,6 +78,13 @@ def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int 
     frames = [kernel_spectra(load_model(model, dataset, seed), samples, gauge_seed, gauge_spread).assign(seed=seed)
               for seed in trained_seeds(model, dataset)]
     return pd.concat(frames, ignore_index=True)[[*COLUMNS, "index", "value"]]
+
+
+def entropies(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    """Layer → cut → entanglement entropy in bits, of the kernels larger than 1×1; a training run notes them."""
+    return {layer: {cut.name: round(float(entanglement_entropy(kernel.float().cpu(), cut)), 5)
+                    for cut in distinct_cuts(kernel.shape)}
+            for layer, kernel in conv_kernels(model).items() if kernel.shape[2:].numel() > 1}
 
 
 def summary(spectra: pd.DataFrame) -> pd.DataFrame:

@@ -67,13 +67,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Network:
-    """A published architecture by its name: its class, its arguments, its recipe, and those of some data sets."""
+    """A published architecture by its name: its class, its arguments, its recipe, and those of some data sets.
+
+    `.images`: how many of the training images it is trained on, class-balanced (None: all); `.shuffled`: whether their
+    labels are shuffled, so that there is nothing to learn but the images one by one.
+    """
 
     build: type
     arguments: dict = field(default_factory=dict)
     recipe: Recipe = Recipe()
     recipes: dict = field(default_factory=dict)  # a data set's name → its own recipe, instead of `recipe`
+    images: int | None = None
+    shuffled: bool = False
 
+
+# To fit every image: neither decay nor augmentation nor smoothing.
+MEMORISING = Recipe(epochs=80, peak_lr=0.05, weight_decay=0.0, label_smoothing=0.0, crop_padding=0, flip=False)
 
 NETWORKS = {
     # On shapes, six epochs of small batches are enough, and take half a minute on two cores.
@@ -82,6 +91,12 @@ NETWORKS = {
     # The same network with width that does not grow with depth: controls for what looks like an effect of depth.
     "vanilla-constant": Network(Vanilla, {"channels": (96, 96, 96, 96)}),
     "vanilla-reversed": Network(Vanilla, {"channels": (128, 96, 64, 32)}),
+    # The published network without weight decay: a control for what looks like an effect of training itself.
+    "vanilla-no-decay": Network(Vanilla, {"channels": (32, 64, 128, 256)}, Recipe(weight_decay=0.0)),
+    # Twins: one learns by heart what the other can also understand.
+    "vanilla-true-labels": Network(Vanilla, {"channels": (32, 64, 128, 256)}, MEMORISING, images=10_000),
+    "vanilla-shuffled-labels": Network(Vanilla, {"channels": (32, 64, 128, 256)}, MEMORISING, images=10_000,
+                                       shuffled=True),
 }
 
 

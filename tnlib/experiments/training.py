@@ -1,5 +1,6 @@
 """Training: whole batches augmented as tensors, one checkpoint an epoch, the same run whether interrupted or not."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,13 +14,15 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .datasets import Dataset, load_dataset
+from .datasets import Dataset, balanced_sample, load_dataset
 from .evaluation import evaluate, to_unit_floats
 from .files import RUNS, atomic_path
-from .networks import Recipe, network
+from .kernel_spectra import entropies
+from .networks import Network, Recipe, network
 from .provenance import now, provenance
 from .weights import save_weights, stem
 
+SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
 def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, folder=None,
           device=None, progress: bool = True) -> torch.nn.Module:
@@ -33,6 +36,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     """
     entry = network(model)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    dataset = as_trained_on(dataset, entry)
     recipe = recipe or entry.recipes.get(dataset.name, entry.recipe)
     if len(dataset.train_labels) < recipe.batch_size:
         raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
@@ -50,7 +54,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
                 "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint}
 
-    started = now()
+    started, initial_entropy = now(), entropies(module)
     history, seconds = _fit(module, dataset, recipe, seed, device, path.with_suffix(".checkpoint"), identity, progress)
     module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
     test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
@@ -59,13 +63,26 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         "fingerprint": dataset.fingerprint,
         "images": {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels),
                    "test": len(dataset.test_labels)},
+        "shuffled_labels": entry.shuffled,
         "test_accuracy": test.accuracy, "test_loss": test.loss,
         "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
         "precision": "bfloat16 autocast in training, float32 in evaluation" if _autocast(device)[1] else "float32",
-        "history": history, "finished": now(), "last_started": started, "train_seconds": round(seconds, 1),
-        **provenance(device)})
+        "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
+        "train_seconds": round(seconds, 1), **provenance(device)})
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return module
+
+
+def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:
+    """`dataset` with the training images and labels that `entry` takes of it: all, or fewer, their labels shuffled."""
+    if entry.images is None:
+        return dataset
+    chosen = balanced_sample(dataset.train_labels, entry.images, SAMPLE_SEED)
+    images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
+    part = copy.copy(dataset)
+    part.train_images = images
+    part.train_labels = np.random.RandomState(SAMPLE_SEED).permutation(labels) if entry.shuffled else labels
+    return part
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -129,7 +146,8 @@ def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
         held_out = evaluate(module, dataset, split="validation")
         history.append({"epoch": epoch + 1, "train_loss": round(total_loss.item() / per_epoch, 5),
                         "train_accuracy": round(total_correct.item() / (per_epoch * recipe.batch_size), 5),
-                        "validation_loss": round(held_out.loss, 5), "validation_accuracy": round(held_out.accuracy, 5)})
+                        "validation_loss": round(held_out.loss, 5), "validation_accuracy": round(held_out.accuracy, 5),
+                        "entropy": entropies(module)})
         seconds += time.perf_counter() - begun
         _write_checkpoint(checkpoint, module, optimizer, identity, history, seconds)
         bar.update()
