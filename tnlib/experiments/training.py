@@ -101,55 +101,71 @@ def augment(images: torch.Tensor, side: int, flip: bool, generator: torch.Genera
     return images[index[0][:, None, None], index[1][:, :, None], index[2][:, None, :]]        # [N, side, side, C]
 
 
-def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
-    module.to(device=device, memory_format=torch.channels_last)
-    # Only tensors of two dimensions or more decay: biases do not.
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": recipe.weight_decay},
-                                 {"params": plain, "weight_decay": 0.0}],
-                                lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
-    side = dataset.train_images.shape[1]
-    pad = recipe.crop_padding
-    images = torch.from_numpy(np.pad(dataset.train_images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))).to(device)
-    labels = torch.from_numpy(dataset.train_labels).to(device)
-    per_epoch = len(labels) // recipe.batch_size
-    steps = per_epoch * recipe.epochs
-    history, seconds = _read_checkpoint(checkpoint, module, optimizer, identity)
+class Training:
+    """The training of `module` on the images of `dataset`: call it with an epoch's number to train for that epoch.
 
-    bar = tqdm(total=recipe.epochs, initial=len(history), unit="epoch", disable=not progress,
-               desc=checkpoint.stem)
-    for epoch in range(len(history), recipe.epochs):
-        begun = time.perf_counter()
-        generator = torch.Generator().manual_seed(1000 * seed + epoch)  # an epoch's draws depend on nothing before it
-        order = torch.randperm(len(labels), generator=generator).to(device)
-        module.train()
-        total_loss, total_correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        for k in range(per_epoch):
-            batch = order[k * recipe.batch_size:(k + 1) * recipe.batch_size]
-            inputs = to_unit_floats(augment(images[batch], side, recipe.flip, generator))
-            target = labels[batch]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch * per_epoch + k, steps, recipe)
-            with torch.autocast(*_autocast(device)[:1], dtype=torch.bfloat16, enabled=_autocast(device)[1]):
-                logits = module(inputs)
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
+    Epoch k's draws follow from `draws` + k and nothing else; the learning rate from the step among all of the recipe.
+    Every parameter of two dimensions or more decays, biases do not.
+    """
+
+    def __init__(self, module, dataset: Dataset, recipe: Recipe, draws: int, device: torch.device):
+        self.module = module.to(device=device, memory_format=torch.channels_last)
+        self.recipe, self.draws, self.device = recipe, draws, device
+        decayed = [p for p in module.parameters() if p.ndim > 1]
+        plain = [p for p in module.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": recipe.weight_decay},
+                                          {"params": plain, "weight_decay": 0.0}],
+                                         lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
+        self.side, pad = dataset.train_images.shape[1], recipe.crop_padding
+        padded = np.pad(dataset.train_images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        self.images, self.labels = torch.from_numpy(padded).to(device), torch.from_numpy(dataset.train_labels).to(device)
+        self.steps = len(self.labels) // recipe.batch_size  # in an epoch
+
+    def __call__(self, epoch: int) -> tuple[float, float]:
+        """Train for one epoch; the mean loss and the share of right answers on its batches, as it went.
+
+        Raises `ValueError` when the loss is no longer a number.
+        """
+        generator = torch.Generator().manual_seed(self.draws + epoch)  # an epoch's draws depend on nothing before it
+        order = torch.randperm(len(self.labels), generator=generator).to(self.device)
+        self.module.train()
+        total_loss, total_correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for k in range(self.steps):
+            batch = order[k * self.recipe.batch_size:(k + 1) * self.recipe.batch_size]
+            inputs = to_unit_floats(augment(self.images[batch], self.side, self.recipe.flip, generator))
+            target = self.labels[batch]
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * self.steps + k, self.steps * self.recipe.epochs, self.recipe)
+            kind, enabled = _autocast(self.device)
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
+                logits = self.module(inputs)
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=self.recipe.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
-            optimizer.step()
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
             total_loss += loss.detach()
             total_correct += (logits.argmax(1) == target).sum()
         if not torch.isfinite(total_loss):
             raise ValueError(f"training diverged in epoch {epoch + 1} (loss {total_loss.item()}): "
-                             f"lower the learning rate, {recipe.peak_lr}")
+                             f"lower the learning rate, {self.recipe.peak_lr}")
+        return total_loss.item() / self.steps, total_correct.item() / (self.steps * self.recipe.batch_size)
+
+
+def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
+    training = Training(module, dataset, recipe, 1000 * seed, device)
+    history, seconds = _read_checkpoint(checkpoint, module, training.optimizer, identity)
+    bar = tqdm(total=recipe.epochs, initial=len(history), unit="epoch", disable=not progress,
+               desc=checkpoint.stem)
+    for epoch in range(len(history), recipe.epochs):
+        begun = time.perf_counter()
+        loss, accuracy = training(epoch)
         held_out = evaluate(module, dataset, split="validation")
-        history.append({"epoch": epoch + 1, "train_loss": round(total_loss.item() / per_epoch, 5),
-                        "train_accuracy": round(total_correct.item() / (per_epoch * recipe.batch_size), 5),
+        history.append({"epoch": epoch + 1, "train_loss": round(loss, 5), "train_accuracy": round(accuracy, 5),
                         "validation_loss": round(held_out.loss, 5), "validation_accuracy": round(held_out.accuracy, 5),
                         "entropy": entropies(module)})
         seconds += time.perf_counter() - begun
-        _write_checkpoint(checkpoint, module, optimizer, identity, history, seconds)
+        _write_checkpoint(checkpoint, module, training.optimizer, identity, history, seconds)
         bar.update()
         bar.set_postfix(loss=history[-1]["train_loss"], held_out=history[-1]["validation_accuracy"])
     bar.close()
