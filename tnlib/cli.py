@@ -68,13 +68,19 @@ def train(model, dataset, seed, data, publish):
 @click.argument("dataset")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which training run.")
 @DATA
+@click.option("--workers", default=0, type=click.IntRange(0), metavar="N",
+              help="Processes of one thread each; 0, the default: this one, with all of its threads.")
 @click.option("--publish", is_flag=True, help="Write to published/results instead of runs/results.")
-def measure(experiment, model, dataset, seed, data, publish):
+def measure(experiment, model, dataset, seed, data, workers, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
-    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp or ring. Goes on where it was cut
-    off.
+    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, retraining, retraining-long
+    or paths. Goes on where it was cut off.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+    from multiprocessing import get_context
+
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
@@ -83,7 +89,10 @@ def measure(experiment, model, dataset, seed, data, publish):
     experiment_called(experiment)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
-    click.echo(f"Results: {measure(experiment, model, load_dataset(dataset, data), seed, folder)}")
+    # Fresh processes: a forked one would wait for threads that it does not have.
+    with ProcessPoolExecutor(workers, get_context("spawn")) if workers else nullcontext() as executor:
+        path = measure(experiment, model, load_dataset(dataset, data), seed, folder, executor)
+    click.echo(f"Results: {path}")
     if publish:
         describe_results(PUBLISHED)
 

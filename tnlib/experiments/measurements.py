@@ -4,26 +4,31 @@
 cell), .bits.safetensors (each image right or wrong, as differences from the untruncated network's) and .json (the card).
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 from .controls import matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_sample, load_dataset
 from .drops import counts, pack_difference, unpack_difference
-from .evaluation import Evaluation, split_arrays
+from .evaluation import Evaluation, evaluate, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .networks import conv_kernels
 from .provenance import now, provenance
 from .replacements import Replacements, joined, labelled
+from .retraining import Case, Paths, Retraining
 from .store import Store
 from .sweep import sweep
 from .truncations import cut_truncations, joint_truncations, outcome, show_untruncated
@@ -32,7 +37,9 @@ from .weights import find_weights, load_model, read_card, stem
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 MOMENT_IMAGES, MOMENT_SEED = 5000, 5  # unaugmented training images behind the data-aware error
 QUICK_IMAGES = 500  # on the data set for trying
+LONG = 20, 2  # epochs of the one case that is re-trained longer; on the data set for trying
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
+SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
 UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
 COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
 
@@ -42,15 +49,18 @@ class Experiment:
     """`.cells(model, moments, seed)`: what is replaced, moments() being Σ by layer; `.key`: what tells its cells apart.
 
     `.quick`: what is replaced on the data set `shapes`, which is for trying: fewer cells or draws, shorter fits.
-    `.weighed`: whether a row also has the data-aware error.
+    `.weighed`: whether a row also has the data-aware error. Where rows are not truncated networks that are evaluated,
+    `.runs(name, model, dataset, seed)` takes the place of `.cells`: something with `.runs()`, `.keys(*run)`,
+    `.prepared(*run)` and `.run(*run)` as `Retraining` has them, a run being what is done whole or not at all.
     """
 
-    cells: Callable[..., Replacements]
+    cells: Callable[..., Replacements] | None
     key: tuple[str, ...]
     splits: tuple[str, ...] = ("test",)
     version: int = 1
     quick: Callable[..., Replacements] | None = None
     weighed: bool = True
+    runs: Callable | None = None
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
@@ -61,6 +71,12 @@ def _joint(model, moments, seed, levels=None):
     return joined([labelled(joint_truncations(model, common=common, levels=levels, layers=layers), layers=name)
                    for common in ("fraction", "error") for name, layers in (("all", None), ("all but the first", rest))
                    if layers is None or layers])
+
+
+def _retraining(name, model, dataset, seed) -> Retraining:
+    if dataset.name == "shapes":
+        return Retraining(name, model, dataset, seed, epochs=1, cases=(Case("OUT,KW", 0.5),))
+    return Retraining(name, model, dataset, seed)
 
 
 EXPERIMENTS = {
@@ -97,6 +113,13 @@ EXPERIMENTS = {
         lambda model, moments, seed: ring_truncations(model, seed=seed),
         ("layer", "rank"),
         quick=lambda model, moments, seed: ring_truncations(model, (1, 2, 4, 8), seed=seed, max_iterations=10)),
+    "retraining": Experiment(None, ("cut", "strength", "arm", "epoch"), weighed=False, runs=_retraining),
+    "retraining-long": Experiment(
+        None, ("cut", "strength", "arm", "epoch"), weighed=False,
+        runs=lambda *of: dataclasses.replace(_retraining(*of), epochs=LONG[of[2].name == "shapes"],
+                                             cases=(Case("OUT,KW", 0.5),), whole=("continued",), arms=("free",))),
+    "paths": Experiment(None, ("cut", "strength", "arm", "position"), weighed=False,
+                        runs=lambda *of: Paths(_retraining(*of))),
 }
 
 
@@ -115,7 +138,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
 
     What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
     in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
-    `executor` as in `sweep`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -127,16 +150,15 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     if dataset.name == "shapes":
         identity["quick"] = True  # fewer cells than elsewhere, and fewer images behind the data-aware error
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
-    cells = cells_of(entry, network, dataset, seed)
-    done = store.keys()
-    missing = {split: left for split in entry.splits if (left := _missing(entry, cells, split, done)).count}
+    if entry.runs:
+        missing, results = _missing_runs(entry, entry.runs(model, network, dataset, seed), network, dataset, store.keys(),
+                                         executor, progress)
+    else:
+        missing, results = _missing_cells(entry, network, dataset, seed, store.keys(), executor, progress)
     if missing:
         call, begun = store.begin({"started": now(), **provenance()}), time.perf_counter()
-        for split, left in missing.items():
-            for place, found in sweep(network, dataset, left, executor, split=split, progress=progress):
-                store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
-                if progress and place["key"] == f"{split} {UNTRUNCATED}":
-                    show_untruncated(found, split_arrays(dataset, split)[1])
+        for place, found in results:
+            store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
     return _export(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset)
 
@@ -153,6 +175,49 @@ def cells_of(entry: Experiment, network, dataset: Dataset, seed: int, weighed: b
 
     cells = (entry.quick if quick and entry.quick else entry.cells)(network, moments, seed)
     return with_data_aware_error(cells, moments()) if weighed and entry.weighed else cells
+
+
+def _missing_cells(entry, network, dataset, seed, done, executor, progress):
+    """How many cells are missing, and an iterator of ({"key", "place", "labels"}, evaluation) that evaluates them."""
+    cells = cells_of(entry, network, dataset, seed)
+    missing = {split: left for split in entry.splits if (left := _missing(entry, cells, split, done)).count}
+
+    def results():
+        for split, left in missing.items():
+            for place, found in sweep(network, dataset, left, executor, split=split, progress=progress):
+                yield place, found
+                if progress and place["key"] == f"{split} {UNTRUNCATED}":
+                    show_untruncated(found, split_arrays(dataset, split)[1])
+
+    return sum(left.count for left in missing.values()), results()
+
+
+def _missing_runs(entry, plan, network, dataset, done, executor, progress):
+    """The same of an experiment's runs: each is done whole, and its rows are there when it has ended."""
+    (split,) = entry.splits
+    keys = {run: [entry.key_of(split, labels) for labels in plan.keys(*run)] for run in plan.runs()}
+    places = {key: place for place, key in enumerate((key for of_run in keys.values() for key in of_run), start=1)}
+    missing = [run for run, of_run in keys.items() if not done.issuperset(of_run)]
+
+    def results():
+        if f"{split} {UNTRUNCATED}" not in done:
+            yield {"key": f"{split} {UNTRUNCATED}", "place": 0, "labels": {"split": split}}, evaluate(network, dataset)
+        if executor is None:
+            ended = (list(plan.run(*run)) for run in missing)
+        else:
+            ended = (future.result() for future in as_completed(
+                [executor.submit(_run_whole, plan.prepared(*run), run) for run in missing]))
+        for rows in tqdm(ended, total=len(missing), unit="run", disable=not progress):
+            for labels, found in rows:
+                key = entry.key_of(split, labels)
+                yield {"key": key, "place": places[key], "labels": {"split": split} | labels}, found
+
+    return len(missing), results()
+
+
+def _run_whole(plan, run):
+    torch.set_num_threads(1)  # an executor's workers share the cores
+    return list(plan.run(*run))
 
 
 def _missing(entry: Experiment, cells: Replacements, split: str, done: set[str]) -> Replacements:
@@ -183,9 +248,11 @@ def _export(entry, store, path, identity, dataset) -> Path:
         whole = Evaluation(baseline, loss)
         untruncated[split] = outcome(whole, whole)
         right = np.stack([correct for _, _, correct, _ in cells])
-        table = pd.DataFrame([labels for _, labels, _, _ in cells]).assign(
-            **counts(baseline, right), loss=[loss for *_, loss in cells])
-        rows.append(table)
+        table = pd.DataFrame([{name: value for name, value in labels.items() if name != SPECTRUM}
+                              for _, labels, _, _ in cells])
+        rows.append(table.assign(**counts(baseline, right), loss=[loss for *_, loss in cells]))
+        bits |= {f"{SPECTRUM}.{row}.{layer}": np.array(values, dtype=np.float32)
+                 for row, (_, labels, _, _) in enumerate(cells) for layer, values in labels.get(SPECTRUM, {}).items()}
         packed = [pack_difference(correct, baseline) for correct in right]
         bits |= {f"{split}.untruncated": np.packbits(baseline),
                  f"{split}.ends": np.cumsum([len(part) for part in packed], dtype=np.int64),
