@@ -313,6 +313,19 @@ def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.nd
     return found
 
 
+def read_spectra(path) -> pd.DataFrame:
+    """The singular values that a table's rows have beside them: the table's columns, `layer`, `index` (from 1), `value`.
+
+    One row a value. Raises `ValueError` for a damaged file.
+    """
+    path = Path(path)
+    _check(bits_path(path), read_card(path)["bits_sha256"])
+    parts = [pd.DataFrame({"row": int(row), "layer": layer, "index": np.arange(1, len(values) + 1), "value": values})
+             for name, values in load_file(bits_path(path)).items() if name.startswith(f"{SPECTRUM}.")
+             for _, row, layer in [name.split(".", 2)]]
+    return read_table(path).merge(pd.concat(parts), left_index=True, right_on="row").drop(columns="row").reset_index(drop=True)
+
+
 def _check(path, expected):
     if sha256_of(path) != expected:
         raise ValueError(f"{path} is corrupt or was altered: its sha256 is {sha256_of(path)[:16]}…, its card says "

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.measurements import EXPERIMENTS as MEASUREMENTS
-from ..experiments.measurements import find_table, read_table
+from ..experiments.measurements import find_table, read_spectra, read_table
 from ..experiments.measurements import measure as measure_table
 from ..experiments.weights import find_weights, read_card, trained_seeds
 from .figures import OUTPUT_VARIABLE
@@ -22,7 +22,7 @@ def _networks(model: str, dataset: str) -> pd.DataFrame:
     return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} for card in cards])
 
 
-def _measured(experiment: str, model: str, dataset: str, measure: bool = True) -> pd.DataFrame:
+def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
     """The tables of all networks that are measured; where none is, the first is measured here and kept."""
     seeds = trained_seeds(model, dataset)
     tables = [path for seed in seeds if (path := find_table(experiment, model, dataset, seed))]
@@ -31,11 +31,12 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True) -
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
     shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
     tables = tables or [measure_table(experiment, model, dataset, seeds[0], progress=shown)]
-    return pd.concat(map(read_table, tables), ignore_index=True)
+    return pd.concat(map(read, tables), ignore_index=True)
 
 
 EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
+    "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
     "networks": _networks,
     "spectra": _spectra,
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
@@ -47,7 +48,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.measurements: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
-    `measure=False`: `FileNotFoundError`).
+    `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining".
     "networks": one row a network, what its card says of it. "spectra" and "spectrum-summary": computed here from the
     weights, see `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises
     `ValueError` for an unknown experiment.
