@@ -74,17 +74,18 @@ def train(model, dataset, seed, data, publish):
 def measure(experiment, model, dataset, seed, data, workers, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
-    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, retraining, retraining-long
-    or paths. Goes on where it was cut off.
+    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
+    retraining, retraining-long or paths. Goes on where it was cut off.
     """
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import nullcontext
     from multiprocessing import get_context
 
+    from .experiments.catalogue import experiment_called
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
-    from .experiments.measurements import experiment_called, measure
+    from .experiments.measurements import measure
     from .experiments.weights import find_weights
     experiment_called(experiment)
     find_weights(model, dataset, seed)
@@ -103,7 +104,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 @DATA
 def verify(sample, seed, data):
     """Evaluate published cells anew from the published weights, and compare image by image."""
-    from .experiments.verification import TIES, other_copies, verify
+    from .experiments.verification import RETRAINED_POINTS, TIES, other_copies, verify, verify_retraining
     checks = verify(sample, seed, data)
     for words in other_copies(checks, data):
         click.echo(words)
@@ -115,6 +116,11 @@ def verify(sample, seed, data):
     if different > max(1, TIES * images):
         raise click.ClickException("more answers differ than rounding explains: the published results do not follow from "
                                    "the published weights here")
+    if (again := verify_retraining(data)) is not None:
+        click.echo(f"{again.table}, {again.key}, re-trained anew: {again.found:.1%} right, published {again.published:.1%}")
+        if not again.agrees:
+            raise click.ClickException(f"that is further apart than the {RETRAINED_POINTS:g} points that another machine "
+                                       "explains: the published re-training does not follow from the published weights")
 
 
 @main.group()

@@ -13,7 +13,8 @@ from scipy import interpolate, optimize, stats
 
 import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
-from tnlib.experiments.measurements import EXPERIMENTS, find_table, read_table
+from tnlib.experiments.catalogue import EXPERIMENTS
+from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tnlib.experiments import measurements, weights
+from tnlib.experiments import measurements, retraining, weights
 from tnlib.experiments.datasets import Dataset
 from tnlib.experiments.networks import Vanilla
 
@@ -17,7 +17,8 @@ def small(tmp_path, monkeypatch):
     weights.save_weights(Vanilla(**architecture), tmp_path / "weights" / "vanilla-small-s0.safetensors",
                          {"model": "vanilla", "dataset": "small", "seed": 0, "architecture": architecture})
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
-    monkeypatch.setattr(measurements, "RUNS", tmp_path)
+    for module in (measurements, retraining):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
     random = np.random.RandomState(0)
     image = lambda n: random.randint(0, 256, (n, 16, 16, 3), dtype=np.uint8)
     return Dataset(image(60), np.arange(60) % 3, image(200), np.arange(200) % 3, name="small")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from tnlib.experiments import measurements, store, weights
+from tnlib.experiments import catalogue, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
-from tnlib.experiments.measurements import bits_path, measure, read_bits, read_table
+from tnlib.experiments.measurements import measure
+from tnlib.experiments.tables import bits_path, read_bits, read_table
 from tnlib.experiments.truncations import cut_truncations
 
 
@@ -25,7 +26,7 @@ def test_every_number_of_the_table_follows_from_its_bits(small, experiment, tmp_
     path = measure(experiment, "vanilla", small, progress=False)
     table, card = read_table(path), json.loads(path.with_suffix(".json").read_text())
     assert path == tmp_path / "results" / f"{experiment}-vanilla-small-s0.csv" and card["rows"] == len(table) > 0
-    entry = measurements.EXPERIMENTS[experiment]
+    entry = catalogue.EXPERIMENTS[experiment]
     assert list(dict.fromkeys(table.split)) == list(entry.splits)
     images = {"test": 60, "validation": 20}
     bits = read_bits(path, {split: images[split] for split in entry.splits})
@@ -81,10 +82,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.controls import shrink
-from tnlib.experiments.measurements import Experiment
 measurements.RUNS = Path(sys.argv[1])
-measurements.EXPERIMENTS["shrink"] = Experiment(lambda model, moments, seed: shrink(model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"))
+EXPERIMENTS["shrink"] = Experiment(lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False)
 measurements.measure("shrink", "vanilla", "shapes", progress=False)
 """
 

@@ -17,7 +17,7 @@ def test_cells_come_back_in_their_place_whatever_the_order_they_came_in(tmp_path
     for place in (2, 0, 1):
         store.add(f"cell {place}", place, {"rank": place, "norm_kept": 0.1 + place}, BITS, place / 3)
     again = Store(tmp_path / "new" / "a.sqlite", {"what": "a"})
-    assert again.keys() == {"cell 0", "cell 1", "cell 2"}
+    assert again.places().keys() == {"cell 0", "cell 1", "cell 2"}
     assert [(key, labels) for key, labels, _, _ in again.cells()] == [
         (f"cell {k}", {"rank": k, "norm_kept": 0.1 + k}) for k in range(3)]
     assert [loss for *_, loss in again.cells()] == [0, 1 / 3, 2 / 3]
@@ -35,7 +35,7 @@ def test_another_measurement_is_refused(tmp_path):
     Store(tmp_path / "a.sqlite", {"weights": "x"}).add("k", 0, {}, BITS, 1.0)
     with pytest.raises(StoreError, match='another measurement:\n  there: {"weights": "x"}\n  asked: {"weights": "y"}'):
         Store(tmp_path / "a.sqlite", {"weights": "y"})
-    assert Store(tmp_path / "a.sqlite", {"weights": "x"}).keys() == {"k"}
+    assert Store(tmp_path / "a.sqlite", {"weights": "x"}).places().keys() == {"k"}
 
 
 def _add_many(path, start):
@@ -54,7 +54,7 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert Store(path, {}).keys() == {str(k) for k in range(90)}
+    assert Store(path, {}).places().keys() == {str(k) for k in range(90)}
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -86,4 +86,4 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="a.sqlite: database or disk is full.*is intact"):
         store.add("second", 1, {"long": os.urandom(40_000).hex()}, BITS, 1.0)
     monkeypatch.undo()
-    assert store.keys() == {"first"}
+    assert store.places().keys() == {"first"}

@@ -7,9 +7,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tnlib.experiments import verification
+from tnlib.experiments.catalogue import Experiment
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.files import sha256_of
-from tnlib.experiments.measurements import Experiment, bits_path, measure, read_bits
+from tnlib.experiments.measurements import measure
+from tnlib.experiments.tables import bits_path, read_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
@@ -56,9 +58,9 @@ def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, 
     with pytest.raises(ValueError, match="was measured on weights 0000000000000000….*measure it again"):
         verification.verify(2)
     card.write_text(content)
-    shorter = Experiment(lambda model, moments, seed: shrink(model, (0.123,)), ("layer", "norm_kept"))
+    shorter = Experiment(lambda its: shrink(its.model, (0.123,)), ("layer", "norm_kept"), weighed=False)
     monkeypatch.setitem(verification.EXPERIMENTS, "shrink", shorter)
-    with pytest.raises(ValueError, match="has cells that 'shrink' no longer makes .test layer=conv"):
+    with pytest.raises(ValueError, match="has cells that the experiment no longer makes .test layer=conv"):
         verification.verify(2)
 
 

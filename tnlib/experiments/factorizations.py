@@ -11,7 +11,8 @@ import torch
 from ..tensors.cuts import MODES, Cut, singular_values
 from ..tensors.decompositions import CHAIN_MODES, cp, hosvd, tensor_ring, tensor_train
 from ..tensors.spectra import rank_for_error
-from .replacements import FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, rank_at
+from .replacements import (FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, compared,
+                           rank_at)
 
 BOND_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BOND_CUTS = ("IN", "OUT,KW", "OUT")  # a train in the order IN, KH, KW, OUT, cut at its three bonds
@@ -45,7 +46,7 @@ def multi_mode_truncations(model, fractions=FRACTIONS, layers=None) -> Replaceme
             kernel = torch.einsum("abcd,oa,ib,hc,wd->oihw", core, u_out[:, :out], u_in[:, :into], *rest)
             count = core.numel() + u_out[:, :out].numel() + u_in[:, :into].numel()
             yield ({"layer": layer, "fraction": fraction, "rank_out": out, "rank_in": into,
-                    **_compared(kernels[layer], kernel), "parameters": count},
+                    **compared(kernels[layer], kernel), "parameters": count},
                    {layer: kernel.to(kernels[layer].dtype)})
 
     return Replacements(kernels, len(plan), generate)
@@ -76,7 +77,7 @@ def train_truncations(model, errors=BOND_ERRORS, layers=None) -> Replacements:
             train = tensor_train(kernels[layer].double(), ranks)
             kernel = train.to_kernel()
             yield ({"layer": layer, "bond_error": error, "rank_1": ranks[0], "rank_2": ranks[1], "rank_3": ranks[2],
-                    **_compared(kernels[layer], kernel), "parameters": train.num_parameters},
+                    **compared(kernels[layer], kernel), "parameters": train.num_parameters},
                    {layer: kernel.to(kernels[layer].dtype)})
 
     return Replacements(kernels, len(plan), generate)
@@ -133,7 +134,7 @@ def _fits(kernels, fit, plan, places) -> Replacements:
         whole = kernels[labels["layer"]]
         fitted = fit(whole, labels["rank"])
         kernel = fitted.to_kernel()
-        return (labels | _compared(whole, kernel) | {
+        return (labels | compared(whole, kernel) | {
             "parameters": fitted.num_parameters, "fit": 1 - fitted.relative_error,
             "largest_component_norm": fitted.largest_component_norm, "converged": fitted.converged},
             {labels["layer"]: kernel})
@@ -144,10 +145,3 @@ def _fits(kernels, fit, plan, places) -> Replacements:
         return (cell(labels) if wanted(labels) else None for labels in asked)
 
     return Replacements(kernels, len(asked), generate, asks=True)
-
-
-def _compared(kernel, approximation) -> dict[str, float]:
-    """ν and ε of any approximation."""
-    kernel, approximation = kernel.double(), approximation.double()
-    return {"norm_kept": (approximation.norm() / kernel.norm()).item(),
-            "relative_error": ((kernel - approximation).norm() / kernel.norm()).item()}

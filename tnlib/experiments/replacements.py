@@ -56,6 +56,13 @@ def joined(parts: list[Replacements]) -> Replacements:
         part.generate(*wanted) for part in parts), parts[0].asks)
 
 
+def compared(kernel: torch.Tensor, approximation: torch.Tensor) -> dict[str, float]:
+    """The labels `norm_kept` (ν) and `relative_error` (ε) of any approximation."""
+    kernel, approximation = kernel.double(), approximation.double()
+    return {"norm_kept": (approximation.norm() / kernel.norm()).item(),
+            "relative_error": ((kernel - approximation).norm() / kernel.norm()).item()}
+
+
 def rank_grid(max_rank: int) -> list[int]:
     """The ranks that are tried where none are given: all below `max_rank` up to 12, else at most 14, 1 among them."""
     if max_rank <= 12:

@@ -1,132 +1,39 @@
 """Re-training: what a truncated network becomes when it is trained on, beside what it is compared with.
 
-A case truncates all layers at once so far that accuracy falls to a given strength: (accuracy − 1/C) is brought to that
-share of the untruncated network's, by one relative error ε common to all layers, found by bisection on the held-out
-images. Its arms are trained for the same steps, on the same batches, at the same learning rates.
+All arms are trained for the same steps, on the same batches, at the same learning rates.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..tensors.cuts import Cut, factorize, singular_values
-from ..tensors.decompositions import cp
+from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
-from ..tensors.spectra import rank_for_error
 from .controls import matched_noise
 from .datasets import Dataset, balanced_sample
 from .evaluation import Evaluation, evaluate
 from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
+from .strengths import CASES, Case, truncated_to, with_kernels
 from .training import Training
-from .weights import stem
+from .weights import find_weights, read_card, stem
 
-STRENGTHS = (0.5, 0.1)
-STEPS = 10  # of the bisection: ε to a thousandth
-CP_FRACTIONS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.11, 0.16, 0.22, 0.32, 0.45, 0.64)  # of the kernel's parameters
-CP_ITERATIONS = 40
-# A restart at the rate that the first training had four of its 24 epochs before the end, and down to 0 again.
+# A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
 PEAK_LR, WARMUP, EPOCHS = 0.02, 0.1, 5
 DRAWS, OTHER_DRAWS, FRESH = 500, 600, 10_000  # seeds of the batches, of another order of them, of fresh weights
 POSITIONS = 11  # on a path, its ends among them
 TRAIN_IMAGES, TRAIN_SEED = 5_000, 13  # of the training images, on which loss and accuracy are evaluated
 
 
-# ---- the cases ---------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Case:
-    """All layers truncated at `cut` ("CP": as sums of outer products) until accuracy is brought to `strength`."""
-
-    cut: str
-    strength: float
-
-
-CASES = (Case("OUT", 0.5), Case("IN", 0.5), Case("OUT,KW", 0.5), Case("CP", 0.5), Case("OUT,KW", 0.1))
-
-
-def kernels_at_error(kernels: dict[str, torch.Tensor], cut: str) -> Callable[[float], dict[str, KernelFactors]]:
-    """error → layer → factors: each kernel at the lowest rank whose relative error at `cut` is at most `error`.
-
-    Layers where that is the largest rank are left out. "CP": at the lowest of the ranks that take `CP_FRACTIONS` of the
-    kernel's parameters, each fitted from one start; the highest of them where none is that near.
-    """
-    if cut == "CP":
-        ranks = {layer: sorted({max(1, round(fraction * kernel.numel() / sum(kernel.shape))) for fraction in CP_FRACTIONS})
-                 for layer, kernel in kernels.items() if kernel.shape[2:].numel() > 1}
-        fit = cache(lambda layer, rank: cp(kernels[layer], rank, starts=1, max_iterations=CP_ITERATIONS))
-
-        def nearest(layer, error):
-            fits = (fit(layer, rank) for rank in ranks[layer])
-            return next((found for found in fits if found.relative_error <= error), None) or fit(layer, ranks[layer][-1])
-
-        return lambda error: {layer: nearest(layer, error) for layer in ranks}
-    spectra = {layer: singular_values(kernel.double(), cut) for layer, kernel in kernels.items()}
-    return lambda error: {layer: factorize(kernels[layer], cut, rank) for layer, spectrum in spectra.items()
-                          if (rank := rank_for_error(spectrum, error)) < len(spectrum)}
-
-
-def error_for_accuracy(accuracy: Callable[[float], float], target: float, whole: float) -> tuple[float, bool]:
-    """The ε at which `accuracy(ε)`, which falls from `whole`, is nearest to `target`, and whether it falls so far.
-
-    By bisection; where even ε = 0.999 (rank 1) leaves more than `target`, 0.999 and False.
-    """
-    low, high, before = 0.0, 0.999, whole
-    if (after := accuracy(high)) > target:
-        return high, False
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        if (found := accuracy(middle)) > target:
-            low, before = middle, found
-        else:
-            high, after = middle, found
-    return (low if before - target < target - after else high), True
-
-
-def truncated_to(model: nn.Module, dataset: Dataset, case: Case) -> tuple[dict[str, KernelFactors], dict]:
-    """Layer → factors of a case, found on the held-out images, and its labels.
-
-    Labels: `level` (ε common to all layers), `reached` (whether accuracy falls so far at all), `ranks`, and over all
-    convolutions `norm_kept`, `relative_error` and `parameters`.
-    """
-    kernels = conv_kernels(model)
-    at = kernels_at_error(kernels, case.cut)
-    chance = 1 / len(dataset.classes)
-    accuracy = lambda error: evaluate(_with_kernels(model, at(error)), dataset, split="validation").accuracy
-    whole = evaluate(model, dataset, split="validation").accuracy
-    level, reached = error_for_accuracy(accuracy, chance + case.strength * (whole - chance), whole)
-    factors = at(level)
-    kept = lost = total = 0.0
-    for layer, kernel in kernels.items():
-        approximation = factors[layer].to_kernel() if layer in factors else kernel
-        kept += approximation.double().square().sum().item()
-        lost += (kernel - approximation).double().square().sum().item()
-        total += kernel.double().square().sum().item()
-    return factors, {
-        "level": round(level, 4), "reached": reached,
-        "ranks": " ".join(str(factors[layer].factors[0].shape[1]) if layer in factors else "-" for layer in kernels),
-        "norm_kept": (kept / total) ** 0.5, "relative_error": (lost / total) ** 0.5,
-        "parameters": sum(factors[layer].num_parameters if layer in factors else kernel.numel()
-                          for layer, kernel in kernels.items())}
-
-
 # ---- the networks that are trained -------------------------------------------------------------------------------
-
-def _with_kernels(model, factors) -> nn.Module:
-    """A copy of `model` with the truncated kernels."""
-    copied = copy.deepcopy(model)
-    for layer, factor in factors.items():
-        copied.get_submodule(layer).weight.data = factor.to_kernel()
-    return copied
-
 
 class _Rebuilt(nn.Module):
     """A kernel as a function of its factors, which are what is trained: its rank cannot grow."""
@@ -166,7 +73,8 @@ def with_noise(model: nn.Module, factors: dict[str, KernelFactors], seed: int) -
 
 @dataclass
 class Retraining:
-    """All runs of `model` (called `name`) on `dataset`: for `epochs`, of these `cases` in these `arms`.
+    """All runs of `model` (called `name`) on `dataset`: for `epochs`, of these `cases` in these `arms`; training loss is
+    measured on `evaluated` training images.
 
     Runs without a truncation are "continued" (the untruncated network), "reordered" (the same on other batches) and
     "scratch" (fresh weights); arms of a case are "free" (the rank may grow back), "kept" (through the factors) and
@@ -181,9 +89,10 @@ class Retraining:
     cases: tuple[Case, ...] = CASES
     whole: tuple[str, ...] = ("continued", "reordered", "scratch")
     arms: tuple[str, ...] = ("free", "kept", "noise")
+    evaluated: int = TRAIN_IMAGES
 
     def __post_init__(self):
-        self._truncated = {}
+        self._truncated = {}  # the last case, with what `truncated_to` gives of it
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -196,7 +105,7 @@ class Retraining:
     def some_training_images(self) -> Dataset:
         """Class-balanced training images as a data set's test images: to evaluate on, without augmentation."""
         labels = self.dataset.train_labels
-        chosen = balanced_sample(labels, min(TRAIN_IMAGES, len(labels)), TRAIN_SEED)
+        chosen = balanced_sample(labels, min(self.evaluated, len(labels)), TRAIN_SEED)
         return Dataset(self.dataset.train_images[chosen], labels[chosen], classes=self.dataset.classes)
 
     def runs(self) -> list[tuple[Case | None, str]]:
@@ -207,10 +116,13 @@ class Retraining:
         cut, strength = ("none", 1.0) if case is None else (case.cut, case.strength)
         return [{"cut": cut, "strength": strength, "arm": arm, "epoch": epoch} for epoch in range(self.epochs + 1)]
 
-    def prepared(self, case: Case | None, arm: str) -> "Retraining":
-        """A copy that knows how far the case truncates: to be found once, and not by each worker that takes an arm."""
+    def prepared(self, case: Case | None, arm: str, level: float | None = None) -> "Retraining":
+        """A copy that knows how far the case truncates: to be found once, and not by each worker that takes an arm.
+
+        `level`: the ε where it is known.
+        """
         if case is not None and case not in self._truncated:
-            self._truncated = {case: truncated_to(self.model, self.dataset, case)}
+            self._truncated = {case: truncated_to(self.model, self.dataset, case, level)}
         return copy.copy(self)
 
     def run(self, case: Case | None, arm: str, epochs: int | None = None) -> Iterator[tuple[dict, Evaluation]]:
@@ -220,11 +132,9 @@ class Retraining:
         `spectrum`: layer → singular values at the case's cut. The last weights of the runs "free", "continued" and
         "reordered" are kept, see `last_weights`.
         """
-        module, about = self._start(case, arm)
+        module, about = self.start(case, arm)
         cut = "OUT,KW" if case is None or case.cut == "CP" else case.cut
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        draws = 1000 * self.seed + (OTHER_DRAWS if arm == "reordered" else DRAWS)
-        training = Training(module, self.dataset, self.recipe, draws, device)
+        training = self.training(module, arm)
         for key in self.keys(case, arm)[:None if epochs is None else epochs + 1]:
             if key["epoch"]:
                 training(key["epoch"] - 1)
@@ -238,28 +148,34 @@ class Retraining:
         if epochs is None and arm in ("free", "continued", "reordered"):
             self._keep(module, self.last_weights(case, arm))
 
+    def training(self, module: nn.Module, arm: str) -> Training:
+        """The training of `module`, which a run starts from."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        draws = 1000 * self.seed + (OTHER_DRAWS if arm == "reordered" else DRAWS)
+        return Training(module, self.dataset, self.recipe, draws, device)
+
     def last_weights(self, case: Case | None, arm: str):
         """Where the weights that a run ends in are: below runs/, for the paths between them."""
         case = "" if case is None else f"-{case.cut.replace(',', '')}-{case.strength}"
         return RUNS / "retraining" / f"{stem(self.name, self.dataset.name, self.seed)}-{self.epochs}{case}-{arm}.safetensors"
 
-    def _start(self, case, arm) -> tuple[nn.Module, dict]:
+    def start(self, case: Case | None, arm: str) -> tuple[nn.Module, dict]:
+        """The network that a run trains, and the labels of `truncated_to`."""
         if case is None:
             about = {"level": 0.0, "reached": True, "ranks": "-", "norm_kept": 1.0, "relative_error": 0.0,
                      "parameters": sum(kernel.numel() for kernel in conv_kernels(self.model).values())}
             return (self._fresh() if arm == "scratch" else copy.deepcopy(self.model)), about
         factors, about = self.prepared(case, arm)._truncated[case]
-        build = {"free": _with_kernels, "kept": with_rank_kept,
+        build = {"free": with_kernels, "kept": with_rank_kept,
                  "noise": lambda model, factors: with_noise(model, factors, self.seed)}[arm]
         return build(self.model, factors), about
 
     def _fresh(self):
         copied = copy.deepcopy(self.model)
-        entry = network(self.name)
+        architecture = read_card(find_weights(self.name, self.dataset.name, self.seed))["architecture"]
         with torch.random.fork_rng():
             torch.manual_seed(FRESH + self.seed)
-            fresh = entry.build(**entry.arguments | {"classes": len(self.dataset.classes),
-                                                     "image_size": self.dataset.test_images.shape[1]})
+            fresh = network(self.name).build(**architecture)
         copied.load_state_dict(fresh.state_dict() | {name: buffer for name, buffer in copied.named_buffers()
                                                      if name.startswith("normalize.")})
         return copied

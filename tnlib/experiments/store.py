@@ -40,10 +40,10 @@ class Store:
             raise StoreError(f"{self.path} holds results of another measurement:\n  there: {found}\n  asked: {identity}\n"
                              "Move it away to measure anew.")
 
-    def keys(self) -> set[str]:
-        """The keys of the cells that are done."""
+    def places(self) -> dict[str, int]:
+        """The keys of the cells that are done, each with its place."""
         with self._errors(), self._connection() as database:
-            return {key for (key,) in database.execute("SELECT key FROM cells")}
+            return dict(database.execute("SELECT key, place FROM cells"))
 
     def add(self, key: str, place: int, labels: dict, correct: np.ndarray, loss: float) -> None:
         """Keep one cell: `place` orders the table, `correct` is one bool an image."""

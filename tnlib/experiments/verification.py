@@ -6,15 +6,21 @@ from functools import cache, partial
 
 import numpy as np
 
-from .datasets import load_dataset
-from .evaluation import split_arrays
+from .catalogue import EXPERIMENTS, Subject
+from .datasets import Dataset, balanced_sample, load_dataset
+from .evaluation import evaluate, split_arrays
 from .files import PUBLISHED
-from .measurements import EXPERIMENTS, cells_of, read_bits, read_table
+from .networks import network
+from .strengths import Case
 from .sweep import sweep
+from .tables import read_bits, read_table
+from .training import as_trained_on
 from .weights import find_weights, load_model, read_card
 
-IMAGES = 500  # of the test images, class-balanced, and the same for every copy of the data set
+IMAGES = 500  # class-balanced, and the same for every copy of the data set
 TIES = 2e-4  # of the images: logits within rounding of each other may fall either way
+# A training run is another in every digit on another machine: an accuracy after one epoch, on these images, in points.
+RETRAINED_POINTS = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,20 @@ class Check:
     different: int
 
 
+@dataclass(frozen=True)
+class Retrained:
+    """A published re-training made anew for one epoch: its table, key, and both accuracies on the same images."""
+
+    table: str
+    key: str
+    published: float
+    found: float
+
+    @property
+    def agrees(self) -> bool:
+        return abs(100 * (self.found - self.published)) <= RETRAINED_POINTS
+
+
 def published_tables() -> list:
     """The published tables of results, by name."""
     return sorted((PUBLISHED / "results").glob("*.csv"))
@@ -35,8 +55,10 @@ def published_tables() -> list:
 def verify(sample: int, seed: int = 0, data=None) -> list[Check]:
     """Evaluate `sample` published cells anew (all where there are fewer), spread over the tables, and compare the bits.
 
-    Only on 500 fixed test images. Raises `FileNotFoundError` where a data set is not there, and `ValueError` for a
-    damaged file, or a table that was made from other weights than are published, or has cells that are no longer made.
+    Only on 500 fixed images of each table's first split. Of a re-training the networks that it starts from; paths begin
+    and end in weights that are not published, and are left out. Raises `FileNotFoundError` where a data set is not
+    there, and `ValueError` for a damaged file, or a table that was made from other weights than are published, or has
+    cells that are no longer made.
     """
     load = cache(partial(load_dataset, root=data))
     tables = published_tables()
@@ -44,14 +66,28 @@ def verify(sample: int, seed: int = 0, data=None) -> list[Check]:
         raise FileNotFoundError(f"nothing to verify: there is no table in {PUBLISHED / 'results'}")
     chosen: dict = {path: [] for path in tables}
     generator = random.Random(seed)
-    places = {path: generator.sample(rows, len(rows)) for path in tables
-              if (rows := list(np.flatnonzero(read_table(path)["split"] == "test")))}
+    places = {path: generator.sample(rows, len(rows)) for path in tables if (rows := _verifiable(path))}
     order = generator.sample(list(places), len(places))
     while sum(map(len, chosen.values())) < sample and any(places.values()):  # a cell of each table in turn
         for path in order:
             if (left := places[path]) and sum(map(len, chosen.values())) < sample:
                 chosen[path].append(int(left.pop()))
-    return [check for path, rows in chosen.items() if rows for check in _checks(path, rows, load)]
+    return [check for path, rows in chosen.items() if rows for check in _Table(path, load).checks(rows)]
+
+
+def verify_retraining(data=None) -> Retrained | None:
+    """Make one published re-training anew for its first epoch; None where none is published. Raises as `verify` does."""
+    path = next((path for path in published_tables() if read_card(path)["experiment"] == "retraining"), None)
+    return None if path is None else _Table(path, partial(load_dataset, root=data)).retrained()
+
+
+def _verifiable(path) -> list[int]:
+    """The rows of a table that can be evaluated anew."""
+    table, experiment = read_table(path), EXPERIMENTS[read_card(path)["experiment"]]
+    there = table["split"] == experiment.splits[0]
+    if experiment.runs:
+        there &= table["epoch"] == 0 if "epoch" in table else False
+    return list(np.flatnonzero(there))
 
 
 def other_copies(checks: list[Check], data=None) -> list[str]:
@@ -67,27 +103,73 @@ def other_copies(checks: list[Check], data=None) -> list[str]:
     return words
 
 
-def _checks(path, rows, load):
-    card = read_card(path)
-    entry = EXPERIMENTS[card["experiment"]]
-    dataset = load(card["dataset"])
-    weights = read_card(find_weights(card["model"], card["dataset"], card["seed"]))["sha256"]
-    if card["weights"] != weights:
-        raise ValueError(f"{path} was measured on weights {card['weights'][:16]}…, and those published are "
-                         f"{weights[:16]}…: measure it again")
-    network = load_model(card["model"], card["dataset"], card["seed"])
-    images = dataset.subset(min(IMAGES, len(dataset.test_labels) - dataset.num_differing_test))
-    table = read_table(path)
-    wanted = {entry.key_of("test", labels): row for row, labels in table.loc[rows].iterrows()}
-    there = cells_of(entry, network, dataset, card["seed"], weighed=False)
-    cells = [({"key": entry.key_of("test", labels)}, kernels)
-             for _, labels, kernels in there.where(lambda labels: entry.key_of("test", labels) in wanted)]
-    if gone := wanted.keys() - {labels["key"] for labels, _ in cells}:
-        raise ValueError(f"{path} has cells that {card['experiment']!r} no longer makes ({', '.join(sorted(gone))}): "
-                         "measure it again")
-    sizes = {split: len(split_arrays(dataset, split)[1]) for split in entry.splits}
-    _, right = read_bits(path, sizes)["test"]
-    places = np.flatnonzero(table["split"] == "test")
-    for labels, found in sweep(network, dataset, cells, images=images, progress=False):
-        stored = right[np.searchsorted(places, wanted[labels["key"]])][images]
-        yield Check(path.name, labels["key"], len(images), int((stored != found.correct).sum()))
+class _Table:
+    """A published table, with what it was measured on."""
+
+    def __init__(self, path, load):
+        self.path, card = path, read_card(path)
+        self.entry, self.table = EXPERIMENTS[card["experiment"]], read_table(path)
+        dataset = as_trained_on(load(card["dataset"]), network(card["model"]))
+        weights = read_card(find_weights(card["model"], card["dataset"], card["seed"]))["sha256"]
+        if card["weights"] != weights:
+            raise ValueError(f"{path} was measured on weights {card['weights'][:16]}…, and those published are "
+                             f"{weights[:16]}…: measure it again")
+        model = load_model(card["model"], card["dataset"], card["seed"])
+        self.subject, self.split = Subject(card["model"], model, dataset, card["seed"]), self.entry.splits[0]
+        labels = split_arrays(dataset, self.split)[1]
+        shared = len(labels) - (dataset.num_differing_test if self.split == "test" else 0)
+        number = min(IMAGES, shared)
+        self.images = dataset.subset(number) if self.split == "test" else balanced_sample(labels, number, 0)
+        chosen = self.entry.chosen_images(dataset, self.split)
+        self.measured = np.arange(len(labels)) if chosen is None else chosen  # what the table's bits are about
+        if not np.isin(self.images, self.measured).all():
+            raise ValueError(f"{path} is about other images than those that are verified: measure it again")
+
+    def key(self, row: int) -> str:
+        return self.entry.key_of(self.split, self.table.loc[row])
+
+    def stored(self, row: int) -> np.ndarray:
+        """The published bits of a row, of the images that are verified."""
+        labels = {split: len(split_arrays(self.subject.dataset, split)[1]) for split in self.entry.splits}
+        _, right = read_bits(self.path, labels | {self.split: len(self.measured)})[self.split]
+        places = np.flatnonzero(self.table["split"] == self.split)
+        return right[np.searchsorted(places, row)][np.searchsorted(self.measured, self.images)]
+
+    def checks(self, rows: list[int]) -> list[Check]:
+        return [Check(self.path.name, self.key(row), len(self.images), int((self.stored(row) != found.correct).sum()))
+                for row, found in (self._starts(rows) if self.entry.runs else self._cells(rows))]
+
+    def _cells(self, rows):
+        wanted, found = {self.key(row): row for row in rows}, set()
+        for swept, there in self.entry.parts(self.subject, weighed=False):
+            cells = [({"key": self.entry.key_of(self.split, labels)}, kernels) for _, labels, kernels in there.where(
+                lambda labels: self.entry.key_of(self.split, labels) in wanted)]
+            found |= {labels["key"] for labels, _ in cells}
+            for labels, evaluation in sweep(swept, self.subject.dataset, cells, split=self.split, images=self.images,
+                                            progress=False) if cells else ():
+                yield wanted[labels["key"]], evaluation
+        if gone := wanted.keys() - found:
+            raise ValueError(f"{self.path} has cells that the experiment no longer makes ({', '.join(sorted(gone))}): "
+                             "measure it again")
+
+    def _starts(self, rows):
+        for row in rows:
+            module, _ = self._prepared(row).start(*self._run(row))
+            yield row, evaluate(module, self._some())
+
+    def retrained(self) -> Retrained:
+        row = int(np.flatnonzero((self.table["arm"] == "free") & (self.table["epoch"] == 1))[0])
+        module, _ = self._prepared(row).start(*self._run(row))
+        self._prepared(row).training(module, "free")(0)
+        return Retrained(self.path.name, self.key(row), float(self.stored(row).mean()), evaluate(module, self._some()).accuracy)
+
+    def _run(self, row):
+        cut, strength, arm = self.table.loc[row, ["cut", "strength", "arm"]]
+        return None if cut == "none" else Case(cut, strength), arm
+
+    def _prepared(self, row):
+        return self.entry.runs(self.subject).prepared(*self._run(row), level=self.table.loc[row, "level"])
+
+    def _some(self):
+        dataset = self.subject.dataset
+        return Dataset(dataset.test_images[self.images], dataset.test_labels[self.images], classes=dataset.classes)

@@ -5,10 +5,10 @@ from functools import cache, partial
 
 import pandas as pd
 
+from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.kernel_spectra import network_spectra, summary
-from ..experiments.measurements import EXPERIMENTS as MEASUREMENTS
-from ..experiments.measurements import find_table, read_spectra, read_table
 from ..experiments.measurements import measure as measure_table
+from ..experiments.tables import find_table, read_spectra, read_table
 from ..experiments.weights import find_weights, read_card, trained_seeds
 from .figures import OUTPUT_VARIABLE
 
@@ -46,7 +46,7 @@ EXPERIMENTS = {
 def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFrame:
     """The results of `experiment` for all trained networks `model` on `dataset`, tidy.
 
-    "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.measurements: their published tables,
+    "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining".
     "networks": one row a network, what its card says of it. "spectra" and "spectrum-summary": computed here from the

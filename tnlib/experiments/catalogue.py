@@ -1,0 +1,150 @@
+"""The experiments: by name, which cells of which networks are evaluated on which images, or which runs are made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from .controls import controls, in_gauges, matched_noise, shrink
+from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
+from .datasets import Dataset, balanced_sample
+from .evaluation import split_arrays
+from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
+from .networks import conv_kernels
+from .replacements import Replacements, joined, labelled
+from .retraining import Paths, Retraining
+from .strengths import Case
+from .truncations import cut_truncations, joint_truncations
+
+TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
+QUICK_TRAIN_IMAGES = 500  # on the data set for trying
+QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
+LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
+CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
+CONTROL_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an experiment is made on: the network, called `.name`, its data set and its seed."""
+
+    name: str
+    model: torch.nn.Module
+    dataset: Dataset
+    seed: int
+
+    @property
+    def quick(self) -> bool:
+        """Whether this is for trying: then cells, draws, images and iterations are fewer."""
+        return self.dataset.name == "shapes"
+
+    @cached_property
+    def train_images(self) -> np.ndarray:
+        """Indices of the training images on which layers' inputs and outputs are looked at; class-balanced."""
+        labels = split_arrays(self.dataset, "train")[1]
+        return balanced_sample(labels, min(QUICK_TRAIN_IMAGES if self.quick else TRAIN_IMAGES, len(labels)), TRAIN_SEED)
+
+    @cached_property
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Σ of every layer, see `patch_moments`."""
+        return patch_moments(self.model, self.dataset, images=self.train_images)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`.cells(subject)`: what is replaced, or, where other networks are swept, a list of (network, what is replaced in it).
+
+    `.key`: what tells its cells apart. `.splits`, `.images`: on which images they are evaluated, so many class-balanced
+    ones (None: all). `.weighed`: whether a row also has the data-aware error. Where a row is not a cell of a sweep,
+    `.runs(subject)` takes the place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)` and
+    `.run(*run)` as `Retraining` has them; a run is done whole or not at all.
+    """
+
+    cells: Callable[[Subject], Replacements | list] | None
+    key: tuple[str, ...]
+    splits: tuple[str, ...] = ("test",)
+    version: int = 1
+    weighed: bool = True
+    images: int | None = None
+    runs: Callable[[Subject], Retraining | Paths] | None = None
+
+    def key_of(self, split: str, labels: dict) -> str:
+        return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
+
+    def parts(self, subject: Subject, weighed: bool = True) -> list[tuple[torch.nn.Module, Replacements]]:
+        """(network that is swept, what is replaced in it), one after another; without data-aware errors, which take
+        long, if not `weighed`."""
+        cells = self.cells(subject)
+        if isinstance(cells, list):
+            return cells
+        return [(subject.model, with_data_aware_error(cells, subject.moments) if weighed and self.weighed else cells)]
+
+    def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
+        """Indices of the images of a split that are evaluated; None: all."""
+        if self.images is None or len(split_arrays(dataset, split)[1]) <= self.images:
+            return None
+        return dataset.subset(self.images)
+
+
+def _joint(its: Subject):
+    first, *rest = conv_kernels(its.model)
+    levels = QUICK if its.quick else None
+    return joined([labelled(joint_truncations(its.model, common=common, levels=levels, layers=layers), layers=name)
+                   for common in ("fraction", "error") for name, layers in (("all", None), ("all but the first", rest))
+                   if layers is None or layers])
+
+
+def _cp(its: Subject):
+    less = {"ranks": (1, 4, 16, 64), "starts": 1, "svd_starts": 0, "max_iterations": 15} if its.quick else {}
+    return cp_truncations(its.model, seed=its.seed, **less)
+
+
+def _ring(its: Subject):
+    less = {"ranks": (1, 2, 4, 8), "max_iterations": 10} if its.quick else {}
+    return ring_truncations(its.model, seed=its.seed, **less)
+
+
+def _retraining(its: Subject, **options) -> Retraining:
+    less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": 1000} if its.quick else {}
+    return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
+
+
+EXPERIMENTS = {
+    "truncation": Experiment(lambda its: cut_truncations(its.model), ("layer", "cut", "rank"), ("test", "validation")),
+    "noise": Experiment(
+        lambda its: matched_noise(cut_truncations(its.model), 5 if its.seed == 0 and not its.quick else 1, its.seed),
+        ("layer", "cut", "rank", "draw")),
+    "shrink": Experiment(lambda its: shrink(its.model), ("layer", "norm_kept"), weighed=False),
+    "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
+    "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments), ("layer", "cut", "rank"),
+                             weighed=False),  # it has that error from the start
+    "multi-mode": Experiment(
+        lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick), ("layer", "rank_out", "rank_in")),
+    "train": Experiment(
+        lambda its: train_truncations(its.model, *[QUICK] * its.quick), ("layer", "rank_1", "rank_2", "rank_3")),
+    "cp": Experiment(_cp, ("layer", "rank")),
+    "ring": Experiment(_ring, ("layer", "rank")),
+    "controls": Experiment(
+        lambda its: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS, CONTROL_RANKS, its.seed),
+        ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES),
+    "gauges": Experiment(
+        lambda its: in_gauges(its.model, CONTROL_CUTS, CONTROL_RANKS if its.quick else None, its.seed),
+        ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES),
+    "memory": Experiment(lambda its: cut_truncations(its.model, cuts=CONTROL_CUTS), ("layer", "cut", "rank"), ("train",),
+                         weighed=False),
+    "retraining": Experiment(None, ("cut", "strength", "arm", "epoch"), runs=_retraining),
+    "retraining-long": Experiment(
+        None, ("cut", "strength", "arm", "epoch"),
+        runs=lambda its: _retraining(its, epochs=QUICK_LONG if its.quick else LONG, cases=(Case("OUT,KW", 0.5),),
+                                     whole=("continued",), arms=("free",))),
+    "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
+}
+
+
+def experiment_called(name: str) -> Experiment:
+    """The entry of `EXPERIMENTS`; `ValueError` names what there is."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
+    return EXPERIMENTS[name]

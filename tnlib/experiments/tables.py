@@ -1,0 +1,120 @@
+"""Tables of results as files: <experiment>-<network>.csv (one tidy row a cell), .bits.safetensors (each image right or
+wrong, as differences from the untruncated network's) and .json (the card)."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from .catalogue import Experiment, experiment_called
+from .drops import counts, pack_difference, unpack_difference
+from .evaluation import Evaluation, split_arrays
+from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
+from .truncations import outcome
+from .weights import read_card, stem
+
+FOLDERS = (PUBLISHED / "results", RUNS / "results")
+SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
+UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
+COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
+
+
+def write_table(entry: Experiment, store, path, identity: dict, dataset) -> Path:
+    """Write table, bits and card from the store; each file whole or not at all, the card last."""
+    rows, bits, untruncated = [], {}, {}
+    for split in entry.splits:
+        chosen = entry.chosen_images(dataset, split)
+        images = len(split_arrays(dataset, split)[1]) if chosen is None else len(chosen)
+        found = [(key, labels, np.unpackbits(packed, count=images).astype(bool), loss)
+                 for key, labels, packed, loss in store.cells() if labels["split"] == split]
+        _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
+        cells = [cell for cell in found if cell[0] != f"{split} {UNTRUNCATED}"]
+        whole = Evaluation(baseline, loss)
+        untruncated[split] = outcome(whole, whole)
+        right = np.stack([correct for _, _, correct, _ in cells])
+        table = pd.DataFrame([{name: value for name, value in labels.items() if name != SPECTRUM}
+                              for _, labels, _, _ in cells])
+        rows.append(table.assign(**counts(baseline, right), loss=[loss for *_, loss in cells]))
+        bits |= {f"{SPECTRUM}.{row}.{layer}": np.array(values, dtype=np.float32)
+                 for row, (_, labels, _, _) in enumerate(cells) for layer, values in labels.get(SPECTRUM, {}).items()}
+        packed = [pack_difference(correct, baseline) for correct in right]
+        bits |= {f"{split}.untruncated": np.packbits(baseline),
+                 f"{split}.ends": np.cumsum([len(part) for part in packed], dtype=np.int64),
+                 f"{split}.cells": np.frombuffer(b"".join(packed), dtype=np.uint8)}
+    table = pd.concat(rows, ignore_index=True)
+    if (chosen := entry.chosen_images(dataset, "test")) is not None:
+        identity = identity | {"test_images": {"number": len(chosen), "seed": 0, "sha256": _digest(chosen)}}
+    what = {name: identity[name] for name in ("model", "dataset", "seed")}
+    columns = [*what, *(column for column in table if column not in COUNTED), *COUNTED]
+    table = table.assign(**what)[columns]
+    with atomic_path(bits_path(path)) as temporary:
+        save_file(bits, temporary)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    write_json(path.with_suffix(".json"), identity | {
+        "untruncated": untruncated, "rows": len(table), "sha256": sha256_of(path),
+        "bits_sha256": sha256_of(bits_path(path)), "calls": store.calls()})
+    return path
+
+
+def bits_path(path: Path) -> Path:
+    """Where the per-image bits of a table are."""
+    return path.with_suffix(".bits.safetensors")
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+def find_table(experiment: str, model: str, dataset: str, seed: int) -> Path | None:
+    """The table of a measurement: the published one, else your own below runs/, else None.
+
+    Tables of another version of the experiment, with other cells, do not count.
+    """
+    version = experiment_called(experiment).version
+    for folder in FOLDERS:
+        path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
+        if path.is_file() and read_card(path)["version"] == version:
+            return path
+    return None
+
+
+def read_table(path) -> pd.DataFrame:
+    """A table of results. Raises `ValueError` when it is not the file that its card describes."""
+    path = Path(path)
+    _check(path, read_card(path)["sha256"])
+    return pd.read_csv(path)
+
+
+def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split → (untruncated [images], cells [rows, images]) of a table, bool; `images`: how many, by split.
+
+    Rows are in the table's order. Raises `ValueError` for a damaged file.
+    """
+    path = Path(path)
+    _check(bits_path(path), read_card(path)["bits_sha256"])
+    stored, found = load_file(bits_path(path)), {}
+    for split, n in images.items():
+        untruncated = np.unpackbits(stored[f"{split}.untruncated"], count=n).astype(bool)
+        parts = np.split(stored[f"{split}.cells"], stored[f"{split}.ends"][:-1])
+        found[split] = untruncated, np.stack([unpack_difference(part.tobytes(), untruncated) for part in parts])
+    return found
+
+
+def read_spectra(path) -> pd.DataFrame:
+    """The singular values that a table's rows have beside them: the table's columns, `layer`, `index` (from 1), `value`.
+
+    One row a value. Raises `ValueError` for a damaged file.
+    """
+    path = Path(path)
+    _check(bits_path(path), read_card(path)["bits_sha256"])
+    parts = [pd.DataFrame({"row": int(row), "layer": layer, "index": np.arange(1, len(values) + 1), "value": values})
+             for name, values in load_file(bits_path(path)).items() if name.startswith(f"{SPECTRUM}.")
+             for _, row, layer in [name.split(".", 2)]]
+    return read_table(path).merge(pd.concat(parts), left_index=True, right_on="row").drop(columns="row").reset_index(drop=True)
+
+
+def _check(path, expected):
+    if sha256_of(path) != expected:
+        raise ValueError(f"{path} is corrupt or was altered: its sha256 is {sha256_of(path)[:16]}…, its card says "
+                         f"{expected[:16]}…; restore it (git checkout) or measure it again")
