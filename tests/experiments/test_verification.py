@@ -11,6 +11,8 @@ from tnlib.experiments.catalogue import Experiment
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.files import sha256_of
 from tnlib.experiments.measurements import measure
+from tnlib.experiments.retraining import Retraining
+from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import bits_path, read_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
@@ -62,6 +64,21 @@ def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, 
     monkeypatch.setitem(verification.EXPERIMENTS, "shrink", shorter)
     with pytest.raises(ValueError, match="has cells that the experiment no longer makes .test layer=conv"):
         verification.verify(2)
+
+
+def test_a_re_training_is_verified_where_it_starts_and_made_anew_for_an_epoch(tables, small, monkeypatch):
+    assert verification.verify_retraining() is None
+    entry = verification.EXPERIMENTS["retraining"]
+    monkeypatch.setitem(verification.EXPERIMENTS, "retraining", Experiment(None, entry.key, runs=lambda its: Retraining(
+        its.name, its.model, its.dataset, its.seed, epochs=2, cases=(Case("OUT,KW", 0.5),), whole=("continued",))))
+    path = measure("retraining", "vanilla", small, progress=False)
+    found = verification.verify_retraining()
+    assert found.key == "test cut=OUT,KW strength=0.5 arm=free epoch=1" and found.found == found.published and found.agrees
+    checks = [check for check in verification.verify(10_000) if check.table == path.name]
+    assert [check.key.rsplit(" ", 2)[1:] for check in checks] == [
+        ["arm=continued", "epoch=0"], ["arm=free", "epoch=0"], ["arm=kept", "epoch=0"], ["arm=noise", "epoch=0"]]
+    assert all(check.different == 0 for check in checks)
+    assert not verification.Retrained("", "", 0.80, 0.74).agrees and verification.Retrained("", "", 0.80, 0.76).agrees
 
 
 def test_another_copy_of_the_data_is_named(tables, small):

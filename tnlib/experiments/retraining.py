@@ -46,7 +46,7 @@ class _Rebuilt(nn.Module):
         return dataclasses.replace(self.factors, factors=factors).to_kernel()
 
     def right_inverse(self, kernel):
-        return self.factors.factors
+        return tuple(factor.clone() for factor in self.factors.factors)  # training writes into what it is given
 
 
 def with_rank_kept(model: nn.Module, factors: dict[str, KernelFactors]) -> nn.Module:

@@ -1,0 +1,280 @@
+"""Re-training: how far a case truncates, what its arms start from and may become, and runs that are resumed."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from tnlib import conv_kernels, evaluate, norm_kept, relative_error, singular_values
+from tnlib.experiments import measurements, retraining, training
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.measurements import measure
+from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_rank_kept
+from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
+from tnlib.experiments.strengths import with_kernels
+from tnlib.experiments.tables import bits_path, read_spectra, read_table
+from tnlib.experiments.weights import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
+
+OUT = Case("OUT", 0.5)
+
+
+@pytest.fixture
+def model(small):
+    return load_model("vanilla", "small")
+
+
+@pytest.fixture
+def plan(small, model):
+    return Retraining("vanilla", model, small, 0, epochs=2, cases=(OUT,), evaluated=40)
+
+
+# ---- how far a case truncates ------------------------------------------------------------------------------------
+
+def test_the_error_is_the_one_whose_accuracy_is_nearest():
+    level, reached = error_for_accuracy(lambda error: 0.9 - 0.8 * error, 0.5, 0.9)
+    assert reached and level == pytest.approx(0.5, abs=1e-3)
+    step = lambda error: 0.9 if error < 0.3 else 0.4  # of the two ends 0.4 is nearer to 0.5 …
+    level, reached = error_for_accuracy(step, 0.5, 0.9)
+    assert reached and 0.3 <= level < 0.301
+    level, _ = error_for_accuracy(step, 0.7, 0.9)  # … and 0.9 to 0.7
+    assert 0.299 < level < 0.3
+    assert error_for_accuracy(lambda error: 0.6, 0.5, 0.9) == (0.999, False)
+
+
+@pytest.mark.parametrize("cut", ["OUT", "IN", "OUT,KW"])
+def test_each_layer_has_the_lowest_rank_within_the_error(model, cut):
+    kernels = conv_kernels(model)
+    factors = kernels_at_error(kernels, cut)(0.45)
+    for layer, kernel in kernels.items():
+        values = singular_values(kernel.double(), cut)
+        errors = [(values[rank:].square().sum() / values.square().sum()).sqrt() for rank in range(len(values) + 1)]
+        rank = next(rank for rank, error in enumerate(errors) if error <= 0.45)
+        if layer in factors:
+            assert factors[layer].factors[0].shape[1] == rank
+            assert relative_error(kernel, factors[layer].to_kernel()) == pytest.approx(errors[rank].item(), abs=1e-6)
+        else:
+            assert rank == len(values)
+    assert kernels_at_error(kernels, cut)(0.0) == {}
+
+
+def test_cp_has_the_lowest_rank_of_its_grid_within_the_error(model):
+    kernels = {layer: kernel for layer, kernel in conv_kernels(model).items() if layer in ("conv1", "conv3")}
+    at = kernels_at_error(kernels, "CP")
+    for layer, fit in at(0.6).items():
+        parameters = {max(1, round(fraction * kernels[layer].numel() / sum(kernels[layer].shape))) for fraction in CP_FRACTIONS}
+        assert fit.factors[0].shape[1] in parameters and fit.relative_error <= 0.6
+        assert fit.num_parameters > at(0.9)[layer].num_parameters and at(0.9)[layer].relative_error > 0.6
+    best = at(1e-9)["conv3"]
+    assert best.relative_error > 1e-9 and best.num_parameters == pytest.approx(0.64 * kernels["conv3"].numel(), rel=0.05)
+
+
+def test_labels_of_a_case_are_of_all_convolutions(model, small):
+    factors, labels = truncated_to(model, small, OUT)
+    truncated, whole = with_kernels(model, factors), conv_kernels(model)
+    flat = lambda kernels: torch.cat([kernel.flatten() for kernel in kernels.values()]).double()
+    assert labels["norm_kept"] == pytest.approx(norm_kept(flat(whole)[:, None, None, None],
+                                                          flat(conv_kernels(truncated))[:, None, None, None]).item(), abs=1e-6)
+    assert labels["norm_kept"] ** 2 + labels["relative_error"] ** 2 == pytest.approx(1, abs=1e-6)
+    ranks = dict(zip(whole, labels["ranks"].split()))
+    for layer, kernel in whole.items():
+        if layer in factors:
+            assert int(ranks[layer]) == torch.linalg.matrix_rank(conv_kernels(truncated)[layer].flatten(1), rtol=1e-4)
+        else:
+            assert ranks[layer] == "-" and torch.equal(conv_kernels(truncated)[layer], kernel)
+    again, same = truncated_to(model, small, OUT, labels["level"])
+    assert again.keys() == factors.keys() and same["ranks"] == labels["ranks"], "a known level is not looked for"
+
+
+# ---- what the arms start from, and what they may become ----------------------------------------------------------
+
+def ranks(model, layers):
+    return [int(torch.linalg.matrix_rank(conv_kernels(model)[layer].flatten(1), rtol=1e-4)) for layer in layers]
+
+
+@pytest.mark.parametrize("cut", ["OUT", "OUT,KW", "CP"])
+def test_the_rank_is_kept_through_the_factors_and_grows_back_without(model, small, plan, cut):
+    factors = kernels_at_error(conv_kernels(model), cut)(0.5)
+    before = {layer: factor.to_kernel() for layer, factor in factors.items()}
+    kept, free = with_rank_kept(model, factors), with_kernels(model, factors)
+    assert len(factors) >= 3
+    for layer, kernel in conv_kernels(kept).items():
+        torch.testing.assert_close(kernel, conv_kernels(free)[layer], atol=1e-6, rtol=1e-5)
+    trained = dict(kept.named_parameters())
+    for layer, factor in factors.items():
+        found = [trained[f"{layer}.parametrizations.weight.original{k}"] for k in range(len(factor.factors))]
+        assert f"{layer}.weight" not in trained
+        norms = torch.stack([part.norm(dim=0 if part.shape[1] == factor.factors[0].shape[1] else 1) for part in found])
+        torch.testing.assert_close(norms, norms[:1].expand_as(norms), atol=1e-5, rtol=1e-4)  # √S on every side
+    for module in (kept, free):
+        for epoch in range(2):
+            plan.training(module, "free")(epoch)
+    for layer, factor in factors.items():
+        rank = factor.factors[0].shape[1]
+        if cut != "CP":
+            spectra = [singular_values(conv_kernels(module)[layer].double(), cut) for module in (kept, free)]
+            beyond = [float(values[rank:].norm() / values.norm()) for values in spectra]
+            assert beyond[0] < 1e-6 < 1e-5 < beyond[1]
+        assert relative_error(before[layer], conv_kernels(kept)[layer]) > 1e-4, "the factors are trained …"
+        assert torch.equal(factor.to_kernel(), before[layer]), "… and those of the next arm are not"
+
+
+def test_noise_has_the_truncations_norm_error_and_overlap(model):
+    factors = kernels_at_error(conv_kernels(model), "OUT,KW")(0.5)
+    noisy = conv_kernels(with_noise(model, factors, seed=0))
+    for layer, kernel in conv_kernels(model).items():
+        if layer not in factors:
+            assert torch.equal(noisy[layer], kernel)
+            continue
+        truncated = factors[layer].to_kernel()
+        for measure_of in (norm_kept, relative_error):
+            assert measure_of(kernel, noisy[layer]).item() == pytest.approx(measure_of(kernel, truncated).item(), abs=1e-5)
+        assert relative_error(truncated, noisy[layer]) > 0.1
+    assert not torch.equal(noisy["conv4"], conv_kernels(with_noise(model, factors, seed=1))["conv4"])
+
+
+def test_runs_begin_where_they_should_and_see_the_same_batches(plan, model, small, monkeypatch):
+    seen = {}
+    for case, arm in plan.runs():
+        batches = []
+        with monkeypatch.context() as patch:
+            original = training.augment
+            patch.setattr(training, "augment", lambda images, *rest: batches.append(images.sum().item()) or
+                          original(images, *rest))
+            rows = list(plan.run(case, arm))
+        seen[arm] = batches
+        assert [labels["epoch"] for labels, _ in rows] == [0, 1, 2]
+        assert [{name: labels[name] for name in key} for key, (labels, _) in zip(plan.keys(case, arm), rows)] == \
+            plan.keys(case, arm)
+        module, _ = plan.start(case, arm)
+        start = evaluate(module, small)
+        assert (rows[0][1].correct == start.correct).all() and rows[0][1].loss == pytest.approx(start.loss)
+        assert rows[2][0]["train_loss"] != rows[0][0]["train_loss"]
+        if arm == "scratch":
+            whole = model.state_dict()
+            assert torch.equal(module.normalize.mean, whole["normalize.mean"])
+            assert not torch.equal(module.conv2.weight, whole["conv2.weight"])
+    assert len({tuple(batches) for arm, batches in seen.items() if arm != "reordered"}) == 1
+    assert seen["reordered"] != seen["free"] and len(seen) == 6
+
+
+def test_the_recipe_is_the_networks_own_but_shorter_and_slower(plan):
+    assert (plan.recipe.epochs, plan.recipe.peak_lr, plan.recipe.batch_size) == (2, 0.02, 128)
+    assert plan.recipe.weight_decay == 5e-4
+
+
+# ---- the paths ---------------------------------------------------------------------------------------------------
+
+def test_a_path_goes_straight_from_one_end_to_the_other(plan, small, model):
+    paths = Paths(plan)
+    with pytest.raises(FileNotFoundError, match="continued.safetensors is not there.*measure retraining"):
+        list(paths.run(OUT, "free"))
+    ends = {arm: list(plan.run(case, arm))[-1] for case, arm in ((None, "continued"), (OUT, "free"))}
+    rows = list(paths.run(OUT, "free"))
+    assert [labels["position"] for labels, _ in rows] == [k / 10 for k in range(11)]
+    for row, arm in ((rows[0], "continued"), (rows[-1], "free")):
+        assert row[0]["train_loss"] == pytest.approx(ends[arm][0]["train_loss"], rel=1e-4)
+        assert (row[1].correct == ends[arm][1].correct).all()
+    start, end = (paths._weights(case, arm) for case, arm in ((None, "continued"), (OUT, "free")))
+    model.load_state_dict({name: 0.7 * start[name] + 0.3 * end[name] for name in start})
+    assert rows[3][1].loss == pytest.approx(evaluate(model, small).loss, rel=1e-4)
+    norm = lambda weights: np.sqrt(sum(float(tensor.double().square().sum()) for tensor in weights.values()))
+    assert rows[0][0]["distance"] == pytest.approx(norm({name: end[name] - start[name] for name in start}) / norm(start))
+
+
+# ---- measuring: stopped, killed, and by several workers ----------------------------------------------------------
+
+@pytest.fixture
+def short(monkeypatch):
+    """The experiment with one case and two epochs."""
+    entry = EXPERIMENTS["retraining"]
+    monkeypatch.setitem(EXPERIMENTS, "retraining", Experiment(None, entry.key, runs=lambda its: Retraining(
+        its.name, its.model, its.dataset, its.seed, epochs=2, cases=(OUT,), evaluated=40)))
+
+
+def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small, tmp_path, monkeypatch):
+    whole = measure("retraining", "vanilla", small, folder=tmp_path / "whole", progress=False)
+    table = read_table(whole)
+    assert len(table) == 18 and not table.isna().any().any()
+    spectra = read_spectra(whole)
+    assert spectra.groupby(["cut", "arm", "epoch", "layer"]).ngroups == 18 * 4
+    start = spectra[(spectra["arm"] == "free") & (spectra["epoch"] == 0) & (spectra["layer"] == "conv4")]
+    rank = int(start["ranks"].iloc[0].split()[3])
+    assert len(start) == 7 and (start["value"] > 1e-4 * start["value"].max()).sum() == rank
+    (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
+    calls, run = [], Retraining.run
+
+    def stop_in_the_fourth(self, *of):
+        calls.append(of)
+        for k, row in enumerate(run(self, *of)):
+            if len(calls) == 4 and k == 2:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(Retraining, "run", stop_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
+    again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
+    assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+
+
+def test_several_workers_end_in_the_same_table(short, small, tmp_path):
+    alone = measure("retraining", "vanilla", small, folder=tmp_path / "alone", progress=False)
+    (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
+    with ThreadPoolExecutor(1) as executor:
+        together = measure("retraining", "vanilla", small, folder=tmp_path / "together", executor=executor, progress=False)
+    assert together.read_bytes() == alone.read_bytes() and bits_path(together).read_bytes() == bits_path(alone).read_bytes()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tnlib.experiments import measurements, retraining, weights
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.retraining import Retraining
+from tnlib.experiments.strengths import Case
+measurements.RUNS = retraining.RUNS = Path(sys.argv[1])
+weights.FOLDERS = (Path(sys.argv[2]),)
+EXPERIMENTS["retraining"] = Experiment(None, EXPERIMENTS["retraining"].key, runs=lambda its: Retraining(
+    its.name, its.model, its.dataset, its.seed, epochs=2, cases=(Case("OUT", 0.5),), evaluated=40))
+measurements.measure("retraining", "vanilla", sys.argv[3], progress=False)
+"""
+
+
+def test_a_killed_measurement_goes_on_from_the_last_finished_run(small, tmp_path):
+    data = tmp_path / "small.npz"
+    train = np.concatenate([small.train_images, small.validation_images]), np.concatenate(
+        [small.train_labels, small.validation_labels])
+    np.savez(data, test_images=small.test_images, test_labels=small.test_labels, train_images=train[0], train_labels=train[1])
+    run = lambda folder: subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / folder), str(tmp_path / "weights"),
+                                           str(data)], stderr=subprocess.DEVNULL)
+    assert run("whole").wait() == 0
+    killed = run("killed")
+    kept = tmp_path / "killed" / "results" / "retraining-vanilla-small-s0.sqlite"
+    for _ in range(1200):
+        if len(_keys(kept)) >= 1 + 2 * 3:  # the untruncated network and two runs
+            break
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and len(_keys(kept)) < 19, "killed on the way"
+    assert run("killed").wait() == 0
+    for name in ("retraining-vanilla-small-s0.csv", "retraining-vanilla-small-s0.bits.safetensors"):
+        assert (tmp_path / "killed" / "results" / name).read_bytes() == (tmp_path / "whole" / "results" / name).read_bytes()
+
+
+def _keys(path):
+    if not path.exists():
+        return []
+    with sqlite3.connect(path) as database:
+        try:
+            return database.execute("SELECT key FROM cells").fetchall()
+        except sqlite3.OperationalError:  # not made yet
+            return []
