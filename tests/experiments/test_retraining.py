@@ -19,7 +19,7 @@ from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_ran
 from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
 from tnlib.experiments.strengths import with_kernels
 from tnlib.experiments.tables import bits_path, read_spectra, read_table
-from tnlib.experiments.weights import load_model
+from tnlib.experiments.weights import load_model, read_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
@@ -221,9 +221,13 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     monkeypatch.setattr(Retraining, "run", stop_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
+    partial = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
+    assert len(read_table(partial)) == 9 and set(read_table(partial)["arm"]) == {"continued", "reordered", "scratch"}
+    assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "kept", "noise")]
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+    assert "missing" not in read_card(again)
 
 
 def test_several_workers_end_in_the_same_table(short, small, tmp_path):

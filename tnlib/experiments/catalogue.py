@@ -23,6 +23,7 @@ QUICK_TRAIN_IMAGES = 500  # on the data set for trying
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
+QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
 
 
@@ -127,10 +128,11 @@ EXPERIMENTS = {
     "cp": Experiment(_cp, ("layer", "rank")),
     "ring": Experiment(_ring, ("layer", "rank")),
     "controls": Experiment(
-        lambda its: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS, CONTROL_RANKS, its.seed),
+        lambda its: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS,
+                             QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, its.seed),
         ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES),
     "gauges": Experiment(
-        lambda its: in_gauges(its.model, CONTROL_CUTS, CONTROL_RANKS if its.quick else None, its.seed),
+        lambda its: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None, its.seed),
         ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES),
     "memory": Experiment(lambda its: cut_truncations(its.model, cuts=CONTROL_CUTS), ("layer", "cut", "rank"), ("train",),
                          weighed=False),

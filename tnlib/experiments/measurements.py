@@ -28,8 +28,9 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
 
     What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
     in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
-    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Raises
-    `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
+    hours: Ctrl-C leaves a table of those that have ended, whose card says which are `missing`. Raises `ValueError`,
+    `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -43,12 +44,18 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["quick"] = True  # fewer cells than elsewhere, and fewer images behind the data-aware error
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
+    path = Path(folder or RUNS / "results") / f"{name}.csv"
     if missing:
         call, begun = store.begin({"started": now(), **provenance()}), time.perf_counter()
-        for place, found in results:
-            store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
+        try:
+            for place, found in results:
+                store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
+        except KeyboardInterrupt:
+            if entry.runs and (lacking := _lacking(entry, subject, store.places())):
+                write_table(entry, store, path, identity | {"missing": lacking}, dataset)
+            raise
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
-    return write_table(entry, store, Path(folder or RUNS / "results") / f"{name}.csv", identity, dataset)
+    return write_table(entry, store, path, identity, dataset)
 
 
 def _missing_cells(entry, subject, done, executor, progress):
@@ -91,7 +98,7 @@ def _missing(entry, cells: Replacements, split: str, done: dict[str, int], first
 def _missing_runs(entry, subject, done, executor, progress):
     """The same of an experiment's runs: each is done whole, and its rows are there when it has ended."""
     (split,), plan = entry.splits, entry.runs(subject)
-    keys = {run: [entry.key_of(split, labels) for labels in plan.keys(*run)] for run in plan.runs()}
+    keys = _run_keys(entry, plan)
     places = {key: place for place, key in enumerate((key for of_run in keys.values() for key in of_run), start=1)}
     missing = [run for run, of_run in keys.items() if not done.keys() >= set(of_run)]
 
@@ -99,17 +106,32 @@ def _missing_runs(entry, subject, done, executor, progress):
         if f"{split} {UNTRUNCATED}" not in done:
             whole = evaluate(subject.model, subject.dataset)
             yield {"key": f"{split} {UNTRUNCATED}", "place": 0, "labels": {"split": split}}, whole
-        if executor is None:
-            ended = (list(plan.run(*run)) for run in missing)
-        else:
-            ended = (future.result() for future in as_completed(
-                [executor.submit(_run_whole, plan.prepared(*run), run) for run in missing]))
-        for rows in tqdm(ended, total=len(missing), unit="run", disable=not progress):
-            for labels, found in rows:
-                key = entry.key_of(split, labels)
-                yield {"key": key, "place": places[key], "labels": {"split": split} | labels}, found
+        futures = [executor.submit(_run_whole, plan.prepared(*run), run) for run in missing] if executor else []
+        ended = (future.result() for future in as_completed(futures)) if executor else (
+            list(plan.run(*run)) for run in missing)
+        try:
+            for rows in tqdm(ended, total=len(missing), unit="run", disable=not progress):
+                for labels, found in rows:
+                    key = entry.key_of(split, labels)
+                    yield {"key": key, "place": places[key], "labels": {"split": split} | labels}, found
+        finally:
+            for future in futures:
+                future.cancel()
 
     return len(missing), results()
+
+
+def _run_keys(entry, plan) -> dict[tuple, list[str]]:
+    """The keys of the rows of every run."""
+    (split,) = entry.splits
+    return {run: [entry.key_of(split, labels) for labels in plan.keys(*run)] for run in plan.runs()}
+
+
+def _lacking(entry, subject, done) -> list[str]:
+    """The last rows of the runs that are not there, where at least one is."""
+    keys = _run_keys(entry, entry.runs(subject)).values()
+    lacking = [of_run[-1] for of_run in keys if not done.keys() >= set(of_run)]
+    return lacking if len(lacking) < len(keys) else []
 
 
 def _run_whole(plan, run):

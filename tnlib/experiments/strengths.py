@@ -33,7 +33,7 @@ class Case:
     strength: float
 
 
-CASES = (Case("OUT", 0.5), Case("IN", 0.5), Case("OUT,KW", 0.5), Case("CP", 0.5), Case("OUT,KW", 0.1))
+CASES = (Case("OUT", 0.5), Case("OUT,KW", 0.5), Case("OUT,KW", 0.1), Case("IN", 0.5), Case("CP", 0.5))
 
 
 def kernels_at_error(kernels: dict[str, torch.Tensor], cut: str) -> Callable[[float], dict[str, KernelFactors]]:

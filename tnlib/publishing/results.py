@@ -22,6 +22,16 @@ def _networks(model: str, dataset: str) -> pd.DataFrame:
     return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} for card in cards])
 
 
+def _training(model: str, dataset: str) -> pd.DataFrame:
+    rows = []
+    for seed in trained_seeds(model, dataset):
+        card = read_card(find_weights(model, dataset, seed))
+        epochs = {0: card.get("initial_entropy", {})} | {row["epoch"]: row.get("entropy", {}) for row in card["history"]}
+        rows += [{"seed": seed, "epoch": epoch, "layer": layer, "cut": cut, "entropy": bits}
+                 for epoch, found in epochs.items() for layer, cuts in found.items() for cut, bits in cuts.items()]
+    return pd.DataFrame(rows, columns=["seed", "epoch", "layer", "cut", "entropy"])
+
+
 def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
     """The tables of all networks that are measured; where none is, the first is measured here and kept."""
     seeds = trained_seeds(model, dataset)
@@ -38,6 +48,7 @@ EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
     "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
     "networks": _networks,
+    "training": _training,
     "spectra": _spectra,
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
 }
@@ -49,7 +60,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining".
-    "networks": one row a network, what its card says of it. "spectra" and "spectrum-summary": computed here from the
+    "networks": one row a network, what its card says of it. "training": the entropies of its kernels before training
+    and after each epoch (none where the card is older). "spectra" and "spectrum-summary": computed here from the
     weights, see `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises
     `ValueError` for an unknown experiment.
     """
