@@ -1,5 +1,7 @@
 """Measurements: the same table whether interrupted or not, and every number from the bits."""
 
+import dataclasses
+import hashlib
 import json
 import signal
 import sqlite3
@@ -21,7 +23,8 @@ from tnlib.experiments.truncations import cut_truncations
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
 
-@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode", "train", "ring"])
+@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode", "train", "ring",
+                                        "controls", "gauges"])
 def test_every_number_of_the_table_follows_from_its_bits(small, experiment, tmp_path):
     path = measure(experiment, "vanilla", small, progress=False)
     table, card = read_table(path), json.loads(path.with_suffix(".json").read_text())
@@ -53,6 +56,23 @@ def test_the_answers_are_those_of_the_truncated_network(small):
             network.get_submodule(layer).weight.data = kernel
         plain = evaluate(network, small)
         assert np.array_equal(plain.correct, found) and row.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
+def test_on_fewer_images_the_card_says_which(small, monkeypatch):
+    entry = catalogue.EXPERIMENTS["gauges"]
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "gauges", dataclasses.replace(entry, images=30))
+    path = measure("gauges", "vanilla", small, progress=False)
+    table, chosen = read_table(path), small.subset(30)
+    assert set(table["images"]) == {30} and set(table["gauge"]) == {"trained", "balanced", "random"}
+    assert json.loads(path.with_suffix(".json").read_text())["test_images"] == {
+        "number": 30, "seed": 0, "sha256": hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()}
+    untruncated, right = read_bits(path, {"test": 30})["test"]
+    network = weights.load_model("vanilla", "small")
+    assert np.array_equal(untruncated, evaluate(network, small).correct[chosen])
+    (_, kernels), *_ = cut_truncations(network, cuts=catalogue.CONTROL_CUTS)
+    for layer, kernel in kernels.items():
+        network.get_submodule(layer).weight.data = kernel
+    assert np.array_equal(right[0], evaluate(network, small).correct[chosen])
 
 
 def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypatch):
