@@ -59,6 +59,10 @@ def write_table(entry: Experiment, store, path, identity: dict, dataset) -> Path
     return path
 
 
+def _digest(indices: np.ndarray) -> str:
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+
+
 def bits_path(path: Path) -> Path:
     """Where the per-image bits of a table are."""
     return path.with_suffix(".bits.safetensors")
