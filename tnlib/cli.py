@@ -117,6 +117,31 @@ def verify(sample, seed, data):
                                    "the published weights here")
 
 
+@main.command()
+def claims():
+    """Print the scorecard: the verdict on each claim of the paper, its number and interval, and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .publishing.scorecard import SYMBOLS, leading, pair_text, scorecard
+    found, console = scorecard(), Console()
+    table = Table("claim")
+    for name in ("network, data", "verdict", "number", "95 % interval", "n"):
+        table.add_column(name, no_wrap=name != "verdict")
+    for claim in found.claims["claims"]:
+        for verdict in found.of(claim):
+            first = leading(verdict)
+            table.add_row(claim, pair_text(verdict.model, verdict.dataset), f"{SYMBOLS[verdict.verdict]} {verdict.words}",
+                          first["value"], first["interval"], first["n"])
+        table.add_section()
+    console.print(table)
+    for claim, about in found.claims["claims"].items():
+        console.print(f"\n{claim}. {about['claim']}", style="bold", highlight=False, soft_wrap=True)
+        for verdict in found.of(claim):
+            console.print(f"  {pair_text(verdict.model, verdict.dataset)}: {verdict.words}. {verdict.reason}",
+                          highlight=False, soft_wrap=True, markup=False)
+
+
 @main.group()
 def data():
     """Where the data sets are."""

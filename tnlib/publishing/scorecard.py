@@ -3,33 +3,24 @@
 Only what is published counts, so that the page and `tnlib claims` say the same on every machine.
 """
 
-import copy
 import dataclasses
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
-from ..experiments.files import PUBLISHED
-from ..experiments.kernel_spectra import network_spectra, summary
-from ..experiments.measurements import experiment_called, read_bits, read_table
-from ..experiments.networks import NETWORKS, conv_kernels
-from ..experiments.replacements import rank_grid
-from ..experiments.statistics import Interval, crossed_bootstrap, percentile_interval
-from ..experiments.weights import load_model, published_networks, read_card, stem
-from ..tensors.cuts import distinct_cuts
-from .claims import (DEEP, INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, SHALLOW, Part, Verdict, arm_at,
-                     correlation_compression, corrected, deeper_layers, deficit_in, harmless_truncations, minima,
-                     missing_cases, overall, read_claims, reason_of, recovered, same_minimum, share_of_curves, specificity,
-                     worst)
+from ..experiments.networks import NETWORKS
+from ..experiments.statistics import Interval, percentile_interval
+from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in, harmless_truncations,
+                          minima, recovered, same_minimum, share_of_curves, specificity)
+from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, Part, Verdict, corrected, overall,
+                     read_claims, reason_of, worst)
+from .evidence import Pair
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 WIDTHS = {"constant width": "vanilla-constant", "reversed width": "vanilla-reversed"}
 NO_DECAY = "vanilla-no-decay"
-REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
-HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
+NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low", "check_high",
+                  "networks", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
 SYMBOLS = {REPRODUCED: "✓", PARTLY: "½", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTED: "–"}
 TITLES = {"vanilla": "vanilla", "resnet50": "ResNet-50", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 # What the verdicts are also asked at: claim → threshold → values, the file's own among them.
@@ -41,151 +32,6 @@ AROUND = {
     "4": {"training_loss_ratio": (1.05, 1.10, 1.20), "test_loss_difference": (0.01, 0.03, 0.10), "barrier_points": (1, 2, 5),
           "share_of_cases": (0.25, 0.5, 0.75)},
 }
-
-
-# ---- what is published of a pair -----------------------------------------------------------------------------------
-
-class Pair:
-    """The published tables of one network on one data set, each read once.
-
-    Every table is (frame, names of its files); `FileNotFoundError` says what is not there and which command makes it.
-    """
-
-    def __init__(self, model: str, dataset: str):
-        self.model, self.dataset = model, dataset
-        self._read = {}
-
-    @cached_property
-    def accuracies(self) -> dict[int, float]:
-        """Seed → test accuracy of the published networks."""
-        return _accuracies(self.model, self.dataset)
-
-    def table(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """The test rows of an experiment, of all networks on which it is published."""
-        key = experiment, model or self.model
-        if key not in self._read:
-            self._read[key] = _published(*key, self.dataset)
-        return self._read[key]
-
-    def cells(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """The rows of "truncation" or "noise": all cells of every network, or `FileNotFoundError`."""
-        frame, names = self.table(experiment, model)
-        for seed, rows in frame.groupby("seed"):
-            wanted = _cells(model or self.model, self.dataset, seed)
-            there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
-            if lacking := wanted - there:
-                raise _missing(experiment, model or self.model, self.dataset, seed,
-                               f"{len(lacking)} of {len(wanted)} cells, {sorted(lacking)[0]} for one, are not in the table")
-        return frame, names
-
-    def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """`one_points` by seed, layer and cut (and draw)."""
-        frame, names = self.cells(experiment, model)
-        return one_points(frame, ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))), names
-
-    def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
-        """`one_points` of the shrunk kernels, by seed and layer."""
-        frame, names = self.table("shrink")
-        return one_points(frame.assign(rank=frame["norm_kept"], max_rank=1), ("seed", "layer")), names
-
-    def ratios(self) -> tuple[pd.DataFrame, list[str]]:
-        """`harmless_error_ratios` of truncations and matched noise."""
-        (cells, names), (noise, others) = self.cells("truncation"), self.cells("noise")
-        return harmless_error_ratios(cells, noise), names + others
-
-    def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """`summary` of the spectra of the published weights."""
-        model = model or self.model
-        key = "deficits", model
-        if key not in self._read:
-            if not (seeds := _accuracies(model, self.dataset)):
-                raise FileNotFoundError(f"no published weights of {model} on {self.dataset}: "
-                                        f"tnlib train {model} {self.dataset} --seed 0 --publish")
-            self._read[key] = (summary(network_spectra(model, self.dataset, shuffled=False)),
-                               [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds])
-        return self._read[key]
-
-    def retrained(self, epochs: int, paths: bool = False):
-        """The rows of "retraining" and, if asked, of "paths" of the networks that have both, up to the epoch needed."""
-        runs, names = self.table("retraining")
-        along = None
-        if paths:
-            along, others = self.table("paths")
-            both = set(runs["seed"]) & set(along["seed"])
-            runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
-        if lacking := missing_cases(runs, along, epochs):
-            raise _missing("retraining", self.model, self.dataset, int(runs["seed"].min()), "; ".join(lacking[:3]))
-        return (runs, along), names
-
-    @cached_property
-    def stars(self) -> tuple[np.ndarray, list[str]]:
-        """λ* in every replicate of the crossed bootstrap, (replicates, seeds, curves), and the layer of each curve."""
-        cells, _ = self.cells("truncation")
-        bits, curves = [], []
-        for seed, rows in cells.groupby("seed"):
-            untruncated, correct = read_bits(_path("truncation", self.model, self.dataset, seed), self._images(seed))["test"]
-            kept, own = [], []
-            for (layer, cut), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut"], sort=True):
-                hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
-                curve = curve.iloc[:int(hopeless.argmax()) + 1 if hopeless.any() else len(curve)]
-                own.append((layer, slice(len(kept), len(kept) + len(curve)), curve["rank"].to_numpy(), curve["max_rank"].iloc[0],
-                            curve["norm_kept"].to_numpy(), curve["relative_error"].to_numpy()))
-                kept += curve["place"].tolist()
-            bits.append(np.concatenate([untruncated[None], correct[kept]]))
-            curves.append(own)
-
-        def statistic(drawn, seeds):
-            found = []
-            for array, seed in zip(drawn, seeds):
-                of = counts(array[0], array[1:])
-                fine = harmless(of["lost"], of["gained"], of["images"])
-                found.append([one_point(ranks, most, nu, epsilon, fine[rows]).lambda_star
-                              for _, rows, ranks, most, nu, epsilon in curves[seed]])
-            return found
-
-        return crossed_bootstrap(bits, statistic, REPLICATES), [layer for layer, *_ in curves[0]]
-
-    def _images(self, seed):
-        card = read_card(_path("truncation", self.model, self.dataset, seed))
-        return {split: of["images"] for split, of in card["untruncated"].items()}
-
-
-def _accuracies(model, dataset):
-    cards = [card for card in published_networks() if (card["model"], card["dataset"]) == (model, dataset)]
-    return {card["seed"]: card["test_accuracy"] for card in sorted(cards, key=lambda card: card["seed"])}
-
-
-def _path(experiment, model, dataset, seed) -> Path:
-    return PUBLISHED / "results" / f"{experiment}-{stem(model, dataset, seed)}.csv"
-
-
-def _published(experiment, model, dataset):
-    frames, names = [], []
-    for seed in _accuracies(model, dataset):
-        path = _path(experiment, model, dataset, seed)
-        if not path.is_file() or read_card(path)["version"] != experiment_called(experiment).version:
-            continue
-        weights = read_card(PUBLISHED / "weights" / f"{stem(model, dataset, seed)}.safetensors")["sha256"]
-        if read_card(path)["weights"] != weights:
-            raise ValueError(f"{path.name} was measured on other weights than are published: measure it again")
-        frame = read_table(path).query("split == 'test'")
-        frames.append(frame.assign(place=np.arange(len(frame))))
-        names.append(path.name)
-    if not frames:
-        raise _missing(experiment, model, dataset, next(iter(_accuracies(model, dataset)), 0), "no published results")
-    return pd.concat(frames, ignore_index=True), names
-
-
-def _cells(model, dataset, seed) -> set[tuple]:
-    """(layer, cut, rank) of all cells of the 3×3 layers of a network."""
-    return {(layer, cut.name, rank) for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()
-            if tuple(kernel.shape[2:]) == (3, 3) for cut in distinct_cuts(kernel.shape)
-            for rank in rank_grid(cut.max_rank(kernel.shape))}
-
-
-def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:
-    return FileNotFoundError(f"{experiment} of {model} on {dataset}: {what}; measure: "
-                             f"tnlib measure {experiment} {model} {dataset} --seed {seed} --publish")
 
 
 # ---- the tests on a pair -------------------------------------------------------------------------------------------
@@ -275,19 +121,20 @@ def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str 
         return Verdict(claim["id"], pair.model, pair.dataset, NOT_TESTED, f"{TITLES.get(pair.model, pair.model)} {why}")
     find = _Finder()
     parts = _parts(claim, pair, thresholds or claim["thresholds"], reading, find)
-    verdict, reason = (NOT_TESTED, "not all of it is measured") if find.missing else (worst(parts), "")
-    return Verdict(claim["id"], pair.model, pair.dataset, verdict, reason or reason_of(parts, verdict), parts,
+    verdict = NOT_TESTED if find.missing else worst(parts)
+    reason = "; ".join(dict.fromkeys(find.missing)) or reason_of(parts, verdict)
+    return Verdict(claim["id"], pair.model, pair.dataset, verdict, reason, parts,
                    tables=tuple(dict.fromkeys(find.tables)), missing=tuple(dict.fromkeys(find.missing)))
 
 
-def judge_pair(claims: dict, pair: Pair, changed: dict[str, Verdict] | None = None) -> list[Verdict]:
-    """All claims on one pair, after the check of its accuracy and Holm's correction; `changed` in the place of some."""
-    verdicts = [(changed or {}).get(id) or judge(claim, pair) for id, claim in claims["claims"].items()]
+def settled(claims: dict, pair: Pair, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """The verdicts of `judge` on all claims, by id, after the check of the pair's accuracy and Holm's correction."""
     least = claims["verdicts"]["least_accuracy"].get(pair.model, {}).get(pair.dataset, 0)
     if pair.accuracies and (low := min(pair.accuracies.values())) < least:
         reason = f"a network answers {100 * low:.1f} % right, below the {100 * least:g} % that a verdict takes"
-        return [dataclasses.replace(verdict, verdict=NOT_TESTED, reason=reason, missing=()) for verdict in verdicts]
-    return corrected(verdicts)
+        return {id: dataclasses.replace(verdict, verdict=NOT_TESTED, reason=reason, missing=())
+                for id, verdict in verdicts.items()}
+    return dict(zip(verdicts, corrected(list(verdicts.values()))))
 
 
 # ---- the whole scorecard -------------------------------------------------------------------------------------------
@@ -309,10 +156,21 @@ class Scorecard:
         rows = []
         for id, claim in self.claims["claims"].items():
             found = self.of(id)
+            over = overall([v.verdict for v in found])
             rows.append({"claim": f"{id}. {claim['claim']}"}
-                        | {f"{TITLES[v.model]}, {TITLES[v.dataset]}": f"{SYMBOLS[v.verdict]} {v.words}" for v in found}
-                        | {"overall": (word := overall([v.verdict for v in found])) and f"{SYMBOLS[word]} {word}"})
+                        | {pair_text(v.model, v.dataset): f"{SYMBOLS[v.verdict]} {v.words}" for v in found}
+                        | {"overall": f"{SYMBOLS[over]} {over}"})
         return pd.DataFrame(rows)
+
+    def reasons(self) -> pd.DataFrame:
+        """Why: `claim, network, data, verdict, why, rows` (the result files, as links to download); equal reasons together."""
+        groups: dict[tuple, list[Verdict]] = {}
+        for v in sorted(self.verdicts, key=lambda v: list(self.claims["claims"]).index(v.claim)):
+            apart = v.claim if v.tables or v.missing else ""
+            groups.setdefault((pair_text(v.model, v.dataset), v.words, v.reason, apart), []).append(v)
+        return pd.DataFrame([{"claim": ", ".join(v.claim for v in found), "network, data": pair,
+                              "verdict": f"{SYMBOLS[found[0].verdict]} {words}", "rows": files_text(found), "why": reason}
+                             for (pair, words, reason, _), found in groups.items()])
 
     def numbers(self, claim: str | None = None) -> pd.DataFrame:
         """One row a number behind the verdicts, of one claim or of all: `claim, model, dataset, number, role, value, low, high,
@@ -333,7 +191,11 @@ class Scorecard:
             if not v.parts:
                 rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": "none yet", "kind": "",
                              "role": "reduced", "networks": 0, "comparisons": 0, "verdict": NOT_TESTED})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=NUMBER_COLUMNS)
+
+    def shown(self, claim: str) -> pd.DataFrame:
+        """`numbers` of a claim as texts, for a page."""
+        return in_words(self.numbers(claim))
 
     def sensitivity(self) -> pd.DataFrame:
         """How verdicts move with their thresholds: `claim, threshold, value, model, dataset, verdict, fixed`.
@@ -343,17 +205,15 @@ class Scorecard:
         """
         rows = []
         for pair in self.pairs:
+            own = {id: judge(claim, pair) for id, claim in self.claims["claims"].items()}
             for id, thresholds in AROUND.items():
                 claim = self.claims["claims"][id]
-                if judge(claim, pair).verdict == NOT_TESTED:
-                    continue
-                for name, values in thresholds.items():
-                    for value in values:
-                        changed = copy.deepcopy(claim["thresholds"]) | {name: value}
-                        verdicts = judge_pair(self.claims, pair, {id: judge(claim, pair, changed)})
-                        rows.append({"claim": id, "threshold": name, "value": value, "model": pair.model, "dataset": pair.dataset,
-                                     "verdict": next(v.verdict for v in verdicts if v.claim == id),
-                                     "fixed": value == claim["thresholds"][name]})
+                for name, value in ((name, value) for name, values in thresholds.items() for value in values
+                                    if own[id].verdict != NOT_TESTED):
+                    changed = judge(claim, pair, claim["thresholds"] | {name: value})
+                    rows.append({"claim": id, "threshold": name, "value": value, "model": pair.model, "dataset": pair.dataset,
+                                 "verdict": settled(self.claims, pair, own | {id: changed})[id].verdict,
+                                 "fixed": value == claim["thresholds"][name]})
         return pd.DataFrame(rows, columns=["claim", "threshold", "value", "model", "dataset", "verdict", "fixed"])
 
 
@@ -364,12 +224,11 @@ def scorecard(check: bool = True) -> Scorecard:
     """
     claims, pairs, verdicts = read_claims(), [Pair(*names) for names in PAIRS], []
     for pair in pairs:
-        judged = judge_pair(claims, pair)
-        readings = {}
-        for reading in claims["claims"]["1a"]["shown_for"]["readings_of_ten_percent"]:
-            read = judge_pair(claims, pair, {"1a": judge(claims["claims"]["1a"], pair, reading=reading)})
-            readings[reading] = next(v.verdict for v in read if v.claim == "1a")
-        for verdict in judged:
+        own = {id: judge(claim, pair) for id, claim in claims["claims"].items()}
+        first = claims["claims"]["1a"]
+        readings = {reading: settled(claims, pair, own | {"1a": judge(first, pair, reading=reading)})["1a"].verdict
+                    for reading in first["shown_for"]["readings_of_ten_percent"]}
+        for verdict in settled(claims, pair, own).values():
             if verdict.parts and not verdict.missing:
                 find = _Finder()
                 beside = _beside(claims["claims"][verdict.claim], pair, find)
@@ -385,7 +244,7 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
     if verdict.claim not in ("1a", "1b") or not verdict.parts:
         return verdict
     stars, layers = pair.stars
-    asked, layers = claims["claims"][verdict.claim]["thresholds"], np.array(layers)
+    asked = claims["claims"][verdict.claim]["thresholds"]
     if verdict.claim == "1a":
         reached = stars >= asked["lambda_star"]
         enough = np.stack([reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)], -1)
@@ -405,25 +264,46 @@ def number_text(kind: str, value: float) -> str:
             "points": f"{value:.1f}"}.get(kind, f"{value:.3f}")
 
 
+def pair_text(model: str, dataset: str) -> str:
+    """Such as "ResNet-50, CIFAR-10"."""
+    return f"{TITLES.get(model, model)}, {TITLES.get(dataset, dataset)}"
+
+
 def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `Scorecard.numbers` as the page and the command show them."""
+    """The rows of `Scorecard.numbers` as the page and the command show them, column by column a text."""
     rows = []
     for row in numbers.itertuples():
-        if not row.networks:
-            rows.append({"pair": _pair(row), "number": row.number, "value": "–", "95 % interval": "–", "bootstrap": "–", "n": 0,
-                         "compared": 0, "asked": "–", "refuted below": "–", "alone": "– not tested"})
-            continue
         text = lambda value: number_text(row.kind, value)
         span = lambda low, high: "–" if pd.isna(low) else f"{text(low)} to {text(high)}"
-        alone = "beside" if pd.isna(row.verdict) else f"{SYMBOLS[row.verdict]} {row.verdict}"
-        rows.append({"pair": _pair(row), "number": row.number, "value": text(row.value),
-                     "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
-                     "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
-                     "asked": "–" if pd.isna(row.threshold) else ("> 0" if row.kind == "sign" else f"≥ {text(row.threshold)}"),
-                     "refuted below": "–" if pd.isna(row.bound) or row.kind == "sign" else text(row.bound),
-                     "alone": alone + (", reduced" if row.role == "reduced" else "")})
+        asked, judged = pd.notna(row.threshold), pd.notna(row.verdict)
+        rows.append({
+            "network, data": pair_text(row.model, row.dataset), "number": row.number,
+            "value": text(row.value) if row.networks else "–",
+            "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
+            "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
+            "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
+            "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
+            "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside, not judged")
+            + (" (reduced)" if row.role == "reduced" and row.networks else "")})
     return pd.DataFrame(rows)
 
 
-def _pair(row):
-    return f"{TITLES[row.model]}, {TITLES[row.dataset]}"
+def leading(verdict: Verdict) -> dict[str, str]:
+    """The first number behind a verdict: its `value`, `interval`, `n` and `number`, as texts."""
+    if not verdict.parts:
+        return {"value": "–", "interval": "–", "n": "0", "number": "nothing measured"}
+    first = verdict.parts[0]
+    at = first.interval
+    span = "one network" if at.n == 1 else f"{number_text(first.kind, at.low)} to {number_text(first.kind, at.high)}"
+    reduced = " (reduced)" if verdict.verdict == NOT_TESTED else ""
+    return {"value": number_text(first.kind, at.estimate) + reduced, "interval": span, "n": str(at.n), "number": first.name}
+
+
+def files_text(verdicts: list[Verdict]) -> str:
+    """The result files behind verdicts: tables as links to download, for a page; weights by name."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for verdict in verdicts for name in verdict.tables):
+        stem, _, seed = name.rsplit(".", 1)[0].rpartition("-")
+        link = f"{{download}}`{seed} </results/{name}>`" if name.endswith(".csv") else f"`{seed}`"
+        groups.setdefault(stem if name.endswith(".csv") else f"weights {stem}", []).append(link)
+    return "; ".join(f"{stem} {' '.join(links)}" for stem, links in groups.items()) or "–"
