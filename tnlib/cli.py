@@ -120,23 +120,25 @@ def verify(sample, seed, data):
 @main.command()
 def claims():
     """Print the scorecard: the verdict on each claim of the paper, its number and interval, and why."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from .publishing.scorecard import SYMBOLS, leading, pair_text, scorecard
+    from .publishing.scorecard import label, pair_text, scorecard
     found, console = scorecard(), Console()
-    table = Table("claim")
+    table = Table("claim", box=SIMPLE)
     for name in ("network, data", "verdict", "number", "95 % interval", "n"):
-        table.add_column(name, no_wrap=name != "verdict")
+        table.add_column(name, no_wrap=name != "verdict", min_width=16 if name == "verdict" else None)
     for claim in found.claims["claims"]:
         for verdict in found.of(claim):
-            first = leading(verdict)
-            table.add_row(claim, pair_text(verdict.model, verdict.dataset), f"{SYMBOLS[verdict.verdict]} {verdict.words}",
-                          first["value"], first["interval"], first["n"])
+            first = verdict.parts[0] if verdict.parts else None
+            numbers = (first.text(first.interval.estimate), first.span, str(first.interval.n)) if first else ("–", "–", "0")
+            table.add_row(claim, pair_text(verdict.model, verdict.dataset), label(verdict), *numbers)
         table.add_section()
     console.print(table)
     for claim, about in found.claims["claims"].items():
-        console.print(f"\n{claim}. {about['claim']}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"\n{claim}. {about['claim']} Overall: {found.overall(claim)}.", style="bold", highlight=False,
+                      soft_wrap=True)
         for verdict in found.of(claim):
             console.print(f"  {pair_text(verdict.model, verdict.dataset)}: {verdict.words}. {verdict.reason}",
                           highlight=False, soft_wrap=True, markup=False)

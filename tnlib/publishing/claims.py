@@ -29,6 +29,7 @@ REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTED = VERDICTS = (
     "reproduced", "partly", "not reproduced", "inconclusive", "not tested")
 WORST_FIRST = (NOT_TESTED, NOT_REPRODUCED, INCONCLUSIVE, PARTLY, REPRODUCED)
 ALPHA = 1 - LEVEL
+READINGS = {"lambda": "λ", "w": "w", "epsilon": "ε"}  # of "10 %", see `as_norm_loss`
 
 
 def read_claims() -> dict:
@@ -85,10 +86,31 @@ class Part:
             return 1.0 if values[0] == bound else 0.0
         return float(stats.ttest_1samp(values, bound).pvalue)
 
+    def text(self, value: float) -> str:
+        """A number of this kind, such as one end of the interval, for people."""
+        return number_text(self.kind, value)
+
+    @property
+    def span(self) -> str:
+        """The interval, for people."""
+        at = self.interval
+        return "one network" if at.n == 1 else f"{self.text(at.low)} to {self.text(at.high)}"
+
+    @property
+    def words(self) -> str:
+        """Its name, value and interval."""
+        return f"{self.name}: {self.text(self.interval.estimate)} ({self.span})"
+
     @property
     def verdict(self) -> str | None:
         """What this number alone says, by the rules at the top of the module; None where nothing is asked of it."""
         return None if self.threshold is None else decide(self.interval, self.threshold, self.bound, self.kind)
+
+
+def number_text(kind: str, value: float) -> str:
+    """A number of a `Part` of this kind, for people."""
+    return {"share": f"{100 * value:.0f} %", "deficit": f"{100 * value:.1f} %", "ratio": f"{value:.2f}",
+            "points": f"{value:.1f}"}.get(kind, f"{value:.3f}")
 
 
 def decide(interval: Interval, threshold: float, bound: float, kind: str = "difference") -> str:
@@ -146,9 +168,9 @@ class Verdict:
         """The verdict, and with its readings where they differ."""
         if len(set(self.readings.values())) < 2:
             return self.verdict
-        names, found = {"lambda": "λ", "w": "w", "epsilon": "ε"}, {}
+        found: dict[str, list[str]] = {}
         for reading, verdict in self.readings.items():
-            found.setdefault(verdict, []).append(names[reading])
+            found.setdefault(verdict, []).append(READINGS[reading])
         return "; ".join(f"{verdict} (10 % read as {' or '.join(read)})" for verdict, read in found.items())
 
 
@@ -180,7 +202,8 @@ def corrected(verdicts: list[Verdict]) -> list[Verdict]:
         p = adjusted.get(id(verdict))
         if p is not None and p > ALPHA and verdict.verdict != INCONCLUSIVE:
             verdict = dataclasses.replace(verdict, verdict=INCONCLUSIVE, reason=(
-                f"{verdict.verdict} by its own interval, but among {len(verdicts)} tests p is {p:.2g} after Holm's correction"))
+                f"{verdict.parts[0].words}: {verdict.verdict} if it stood alone, but one of {len(verdicts)} tests, and after "
+                f"Holm's correction p is {p:.2g}"))
         found.append(dataclasses.replace(verdict, adjusted=p))
     return found
 
@@ -193,19 +216,21 @@ def overall(verdicts: list[str], needed: int = 3) -> str:
 
 
 def reason_of(parts: tuple[Part, ...], verdict: str) -> str:
-    """Why the parts lead to `verdict`, naming the part that decides."""
-    deciding = next(part for part in parts if part.verdict == verdict)
+    """Why the parts lead to `verdict`: the part that decides, with its numbers, and how it lies to its marks."""
+    part = next(part for part in parts if part.verdict == verdict)
+    bound, threshold = part.text(part.bound), part.text(part.threshold)
     if verdict == REPRODUCED:
-        return "all thresholds are met, and every interval lies above the bound of refutation"
-    if verdict == PARTLY:
-        return f"{deciding.name}: the interval lies above {deciding.bound:g}, the estimate below {deciding.threshold:g}"
-    if verdict == NOT_REPRODUCED:
-        return f"{deciding.name}: the whole interval lies below the bound of refutation, {deciding.bound:g}"
-    if deciding.kind == "sign":
-        return f"{deciding.name} is the other one: depth and width are not told apart"
-    if deciding.interval.n == 1:
-        return "one network, which says nothing on others"
-    if deciding.interval.low > deciding.bound:
-        return (f"{deciding.name}: above the bound of refutation, {deciding.bound:g}, but smaller than the "
-                f"{deciding.threshold:g} asked for")
-    return f"{deciding.name}: the interval straddles the bound of refutation, {deciding.bound:g}"
+        why = "reaches the threshold" if len(parts) == 1 else "this and the others reach their thresholds"
+    elif verdict == PARTLY:
+        why = f"above the bound of refutation, {bound}, but below the {threshold} asked for"
+    elif verdict == NOT_REPRODUCED:
+        why = f"below the bound of refutation, {bound}"
+    elif part.kind == "sign":
+        why = "not the sign of the published network, so depth and width are not told apart"
+    elif part.interval.n == 1:
+        why = "and one network says nothing on others"
+    elif part.interval.low > part.bound:
+        why = f"above the bound of refutation, {bound}, but smaller than the {threshold} asked for"
+    else:
+        why = f"the interval straddles the bound of refutation, {bound}"
+    return f"{part.words}: {why}"

@@ -12,8 +12,8 @@ from ..experiments.networks import NETWORKS
 from ..experiments.statistics import Interval, percentile_interval
 from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in, harmless_truncations,
                           minima, recovered, same_minimum, share_of_curves, specificity)
-from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, Part, Verdict, corrected, overall,
-                     read_claims, reason_of, worst)
+from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
+                     number_text, overall, read_claims, reason_of, worst)
 from .evidence import Pair
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
@@ -86,17 +86,26 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
     asked, beside = claim["thresholds"], []
     match claim["id"]:
         case "1a":
+            points, shown = find(pair.points), claim["shown_for"]
+            for reading, loss in [*(("lambda", loss) for loss in shown["lambda_star"]),
+                                  *((reading, asked["lambda_star"]) for reading in shown["readings_of_ten_percent"])]:
+                if (reading, loss) != ("lambda", asked["lambda_star"]):
+                    name = "" if reading == "lambda" else f", {100 * loss:g} % read as {READINGS[reading]}"
+                    beside += [dataclasses.replace(part, name=part.name + name, threshold=None, bound=None)
+                               for part in harmless_truncations(points, asked | {"lambda_star": loss}, reading)]
             if (shrunk := find(pair.shrunk)) is not None:
                 beside.append(share_of_curves("layers that may shrink as much", shrunk, asked["lambda_star"]))
             if (noise := find(pair.points, "noise")) is not None:
                 beside.append(share_of_curves("cells with matched noise as large", noise, asked["lambda_star"]))
         case "2":
-            beside.append(deficit_in("random", find(pair.deficits), asked))
+            if (deficits := find(pair.deficits)) is not None:
+                beside.append(deficit_in("random", deficits, asked))
         case "3":
             (runs, _) = find(pair.retrained, asked["epochs"])
             last = runs["epoch"].max()
             beside += [specificity(runs, asked, claim["specificity"]["threshold_points"])]
-            beside += [recovered(runs, asked, "free", epoch) for epoch in claim["shown_for"]["epochs"] if epoch <= last]
+            beside += [recovered(runs, asked, "free", epoch) for epoch in claim["shown_for"]["epochs"]
+                       if epoch != asked["epochs"] and epoch <= last]
             beside += [recovered(runs, asked, arm, asked["epochs"]) for arm in ("kept", "noise", "continued", "scratch")
                        if len(arm_at(runs, arm, asked["epochs"]))]
         case "4":
@@ -151,14 +160,18 @@ class Scorecard:
         """The verdicts on one claim, pair by pair."""
         return [verdict for verdict in self.verdicts if verdict.claim == claim]
 
+    def overall(self, claim: str) -> str:
+        """The verdict on a claim over its pairs."""
+        return overall([verdict.verdict for verdict in self.of(claim)])
+
     def summary(self) -> pd.DataFrame:
         """One row a claim: its verdict on each pair, and overall; in words, with a symbol."""
         rows = []
         for id, claim in self.claims["claims"].items():
             found = self.of(id)
-            over = overall([v.verdict for v in found])
-            rows.append({"claim": f"{id}. {claim['claim']}"}
-                        | {pair_text(v.model, v.dataset): f"{SYMBOLS[v.verdict]} {v.words}" for v in found}
+            over = self.overall(id)
+            rows.append({"claim": id, "what it says": claim["claim"]}
+                        | {pair_text(v.model, v.dataset): label(v) for v in found}
                         | {"overall": f"{SYMBOLS[over]} {over}"})
         return pd.DataFrame(rows)
 
@@ -169,8 +182,8 @@ class Scorecard:
             apart = v.claim if v.tables or v.missing else ""
             groups.setdefault((pair_text(v.model, v.dataset), v.words, v.reason, apart), []).append(v)
         return pd.DataFrame([{"claim": ", ".join(v.claim for v in found), "network, data": pair,
-                              "verdict": f"{SYMBOLS[found[0].verdict]} {words}", "rows": files_text(found), "why": reason}
-                             for (pair, words, reason, _), found in groups.items()])
+                              "verdict": label(found[0]), "rows": files_text(found), "why": reason}
+                             for (pair, _, reason, _), found in sorted(groups.items(), key=lambda item: not item[0][3])])
 
     def numbers(self, claim: str | None = None) -> pd.DataFrame:
         """One row a number behind the verdicts, of one claim or of all: `claim, model, dataset, number, role, value, low, high,
@@ -229,7 +242,7 @@ def scorecard(check: bool = True) -> Scorecard:
         readings = {reading: settled(claims, pair, own | {"1a": judge(first, pair, reading=reading)})["1a"].verdict
                     for reading in first["shown_for"]["readings_of_ten_percent"]}
         for verdict in settled(claims, pair, own).values():
-            if verdict.parts and not verdict.missing:
+            if verdict.parts:
                 find = _Finder()
                 beside = _beside(claims["claims"][verdict.claim], pair, find)
                 verdict = dataclasses.replace(verdict, beside=beside, tables=tuple(dict.fromkeys((*verdict.tables, *find.tables))))
@@ -258,10 +271,10 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
 
 # ---- in words ------------------------------------------------------------------------------------------------------
 
-def number_text(kind: str, value: float) -> str:
-    """A number of a `Part` of this kind, for people."""
-    return {"share": f"{100 * value:.0f} %", "deficit": f"{100 * value:.1f} %", "ratio": f"{value:.2f}",
-            "points": f"{value:.1f}"}.get(kind, f"{value:.3f}")
+def label(verdict: Verdict) -> str:
+    """A verdict with its symbol; *reduced* where there are numbers and no verdict."""
+    reduced = " (numbers reduced)" if verdict.verdict == NOT_TESTED and verdict.parts else ""
+    return f"{SYMBOLS[verdict.verdict]} {verdict.words}{reduced}"
 
 
 def pair_text(model: str, dataset: str) -> str:
@@ -280,23 +293,13 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
             "network, data": pair_text(row.model, row.dataset), "number": row.number,
             "value": text(row.value) if row.networks else "–",
             "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
-            "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
+            "bootstrap": span(row.check_low, row.check_high), "p": f"{row.p:.2g}" if asked and pd.notna(row.p) else "–", "n": row.networks, "compared": row.comparisons,
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
             "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside, not judged")
             + (" (reduced)" if row.role == "reduced" and row.networks else "")})
-    return pd.DataFrame(rows)
-
-
-def leading(verdict: Verdict) -> dict[str, str]:
-    """The first number behind a verdict: its `value`, `interval`, `n` and `number`, as texts."""
-    if not verdict.parts:
-        return {"value": "–", "interval": "–", "n": "0", "number": "nothing measured"}
-    first = verdict.parts[0]
-    at = first.interval
-    span = "one network" if at.n == 1 else f"{number_text(first.kind, at.low)} to {number_text(first.kind, at.high)}"
-    reduced = " (reduced)" if verdict.verdict == NOT_TESTED else ""
-    return {"value": number_text(first.kind, at.estimate) + reduced, "interval": span, "n": str(at.n), "number": first.name}
+    texts = pd.DataFrame(rows)
+    return texts.loc[:, (texts != "–").any()]  # no column of dashes alone
 
 
 def files_text(verdicts: list[Verdict]) -> str:
