@@ -13,6 +13,8 @@ class Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
+        except (click.exceptions.Exit, click.Abort):  # such as the end of a command's --help; they are RuntimeErrors
+            raise
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -132,8 +134,9 @@ def claims():
     for claim in found.claims["claims"]:
         for verdict in found.of(claim):
             first = verdict.parts[0] if verdict.parts else None
-            numbers = (first.text(first.interval.estimate), first.span, str(first.interval.n)) if first else ("–", "–", "0")
-            table.add_row(claim, pair_text(verdict.model, verdict.dataset), label(verdict), *numbers)
+            at = first.interval if first else None
+            table.add_row(claim, pair_text(verdict.model, verdict.dataset), label(verdict),
+                          *((first.text(at.estimate), first.span, str(at.n)) if first else ("–", "–", "0")))
         table.add_section()
     console.print(table)
     for claim, about in found.claims["claims"].items():

@@ -27,8 +27,8 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
     exp(`gauge_spread`·Gaussian)) for `kind` "kernel"; `kind` is also "shuffled" (of the trained and the balanced
     gauge) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur" where both sides are at
-    least 30. A network that has no gauge of the plain ReLU chain has only the trained one. Without `shuffled` kernels it
-    is done in a third of the time.
+    least 30. A network that has no gauge of the plain ReLU chain has only the trained one. Without `shuffled` kernels
+    it is done in a third of the time.
     """
     networks = {"trained": model}
     try:
@@ -77,7 +77,8 @@ def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int 
 
     Raises `FileNotFoundError` where there is none.
     """
-    frames = [kernel_spectra(load_model(model, dataset, seed), samples, gauge_seed, gauge_spread, shuffled).assign(seed=seed)
+    options = samples, gauge_seed, gauge_spread, shuffled
+    frames = [kernel_spectra(load_model(model, dataset, seed), *options).assign(seed=seed)
               for seed in trained_seeds(model, dataset)]
     return pd.concat(frames, ignore_index=True)[[*COLUMNS, "index", "value"]]
 

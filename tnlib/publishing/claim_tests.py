@@ -42,7 +42,7 @@ def depth_differences(points: pd.DataFrame) -> pd.Series:
 
 
 def deeper_layers(points: pd.DataFrame | None, others: dict[str, pd.DataFrame], thresholds: dict) -> tuple[Part, ...]:
-    """Claim 1b, vanilla: the difference of λ* between layers 4 and 2, and its sign in the networks `others` of other widths."""
+    """Claim 1b, vanilla: λ* of layer 4 minus that of layer 2, and its sign in the networks `others` of other widths."""
     parts = [] if points is None else [Part(
         "λ* of layer 4 − layer 2, mean over cuts", tuple(depth_differences(points)), "difference",
         thresholds["vanilla_difference"], thresholds["vanilla_interval_above"], _in_both_layers(points))]
@@ -59,15 +59,16 @@ def _in_both_layers(points):
 def correlation_compression(ratios, deficits, without_decay, thresholds: dict) -> tuple[Part, ...]:
     """Claim 2: (i) ε* over that of matched noise, (ii) the entropy deficit, (iii) the same without weight decay.
 
-    `ratios`: `harmless_error_ratios`. `deficits`, `without_decay`: `summary` of spectra; the kernels in the balanced gauge at
-    cuts of a large enough rank are taken. A table may be None: its part is left out.
+    `ratios`: `harmless_error_ratios`. `deficits`, `without_decay`: `summary` of spectra; the kernels in the balanced
+    gauge at cuts of a large enough rank are taken. A table may be None: its part is left out.
     """
     parts = []
     if ratios is not None:
         means = np.exp(np.log(ratios["ratio"]).groupby(ratios["seed"]).mean())
         parts.append(Part("(i) ε* of truncations over ε* of matched noise", tuple(means), "ratio", thresholds["ratio"],
                           thresholds["refuted_if_upper_bound_at_most"], len(ratios)))
-    for name, table in (("(ii) median entropy deficit", deficits), ("(iii) the same without weight decay", without_decay)):
+    for name, table in (("(ii) median entropy deficit", deficits),
+                        ("(iii) the same without weight decay", without_decay)):
         if table is not None:
             values, cells = _median_deficits(table, "balanced", thresholds)
             parts.append(Part(name, values, "deficit", thresholds["median_deficit"], 0.0, cells))
@@ -81,7 +82,8 @@ def deficit_in(gauge: str, deficits: pd.DataFrame, thresholds: dict) -> Part:
 
 
 def _median_deficits(table, gauge, thresholds):
-    chosen = table[(table["gauge"] == gauge) & (table["kind"] == "kernel") & (table["max_rank"] >= thresholds["least_max_rank"])]
+    chosen = table[(table["gauge"] == gauge) & (table["kind"] == "kernel")
+                   & (table["max_rank"] >= thresholds["least_max_rank"])]
     return tuple(chosen.groupby("seed")["deficit_share"].median()), len(chosen)
 
 
@@ -93,7 +95,7 @@ def arm_at(runs: pd.DataFrame, arm: str, epoch: int) -> pd.DataFrame:
 
 
 def recovered(runs: pd.DataFrame, thresholds: dict, arm: str = "free", epoch: int | None = None) -> Part:
-    """Claim 3: the share of cases that are not inferior to the untruncated network after `epoch` (default: the last allowed).
+    """Claim 3: the share of cases not inferior to the untruncated network after `epoch` (default: the last allowed).
 
     At that one epoch, not at the best up to it, which would be chosen on the test images. `runs`: the rows of
     "retraining". Of another arm than "free", or after another epoch, the number stands beside and is not judged.
@@ -101,18 +103,19 @@ def recovered(runs: pd.DataFrame, thresholds: dict, arm: str = "free", epoch: in
     last = thresholds["epochs"]
     rows = arm_at(runs, arm, last if epoch is None else epoch)
     good = pd.Series(harmless(rows["lost"], rows["gained"], rows["images"], thresholds["margin_points"]), rows.index)
-    share = share_part(f"cases within {thresholds['margin_points']:g} point of the untruncated network after {last} epochs",
-                   thresholds["share_of_cases"], good.groupby(level="seed").mean(), len(good))
+    share = share_part(f"cases within {thresholds['margin_points']:g} point of before after {last} epochs",
+                       thresholds["share_of_cases"], good.groupby(level="seed").mean(), len(good))
     if arm == "free" and epoch is None:
         return share
-    return dataclasses.replace(share, name=f"{arm}, after {last if epoch is None else epoch} epochs", threshold=None, bound=None)
+    name = f"{arm}, after {last if epoch is None else epoch} epochs"
+    return dataclasses.replace(share, name=name, threshold=None, bound=None)
 
 
 def specificity(runs: pd.DataFrame, thresholds: dict, asked: float) -> Part:
-    """Claim 3's verdict of its own: accuracy of the truncated minus that of the matched-noise network, points, mean over cases."""
+    """Claim 3's verdict of its own: accuracy of the truncated minus that of the matched-noise network, in points."""
     free, noise = (arm_at(runs, arm, thresholds["epochs"])["accuracy"] for arm in ("free", "noise"))
-    return Part("truncated − matched noise after the same epochs", tuple((100 * (free - noise)).groupby(level="seed").mean()),
-                "points", asked, 0.0, len(free))
+    return Part("truncated − matched noise after the same epochs",
+                tuple((100 * (free - noise)).groupby(level="seed").mean()), "points", asked, 0.0, len(free))
 
 
 def barrier(path: pd.DataFrame) -> float:
@@ -126,8 +129,11 @@ def barrier(path: pd.DataFrame) -> float:
 
 
 def minima(runs: pd.DataFrame, paths: pd.DataFrame, arm: str = "free") -> pd.DataFrame:
-    """What claim 4 compares, by (seed, cut, strength): `ratio` of the last training losses to the continued run's,
-    `difference` of the last test losses, `barrier` between them and `reference` between two continued runs, both in points."""
+    """What claim 4 compares with the continued run, by (seed, cut, strength).
+
+    `ratio` of the last training losses, `difference` of the last test losses, `barrier` on the path between them and
+    `reference` on that between two continued runs, both in points.
+    """
     last = runs["epoch"].max()
     ours, continued = arm_at(runs, arm, last), arm_at(runs, "continued", last)
     found = pd.DataFrame({"ratio": ours["train_loss"].div(continued["train_loss"], level="seed"),
@@ -139,7 +145,7 @@ def minima(runs: pd.DataFrame, paths: pd.DataFrame, arm: str = "free") -> pd.Dat
 
 
 def same_minimum(runs: pd.DataFrame, paths: pd.DataFrame, thresholds: dict) -> tuple[Part, ...]:
-    """Claim 4: the share of cases that end where training alone would have led; then each of the three conditions alone.
+    """Claim 4: the share of cases that end where training alone would have led; then by each condition alone.
 
     `runs`, `paths`: the rows of "retraining" and "paths".
     """
@@ -147,11 +153,12 @@ def same_minimum(runs: pd.DataFrame, paths: pd.DataFrame, thresholds: dict) -> t
     allowed = np.maximum(thresholds["barrier_points"], found["reference"]) \
         if thresholds["or_barrier_between_two_continued_runs"] else thresholds["barrier_points"]
     good = {"training loss": found["ratio"] <= thresholds["training_loss_ratio"],
-            "test loss": found["difference"] <= thresholds["test_loss_difference"], "barrier": found["barrier"] <= allowed}
+            "test loss": found["difference"] <= thresholds["test_loss_difference"],
+            "barrier": found["barrier"] <= allowed}
     every = pd.DataFrame(good).all(axis=1)
     return (share_part("cases that end no worse than the untruncated network trained on", thresholds["share_of_cases"],
                    every.groupby(level="seed").mean(), len(found)),
-            *(Part(f"of which by {name} alone", tuple(each.groupby(level="seed").mean()), "share", comparisons=len(found))
+            *(Part(f"by {name} alone", tuple(each.groupby(level="seed").mean()), "share", comparisons=len(found))
               for name, each in good.items()))
 
 
@@ -160,7 +167,8 @@ def missing_cases(runs: pd.DataFrame, paths: pd.DataFrame | None, epochs: int) -
     lacking = []
     for seed, rows in runs.groupby("seed"):
         there = set(rows.loc[rows["epoch"] == epochs, ["cut", "strength", "arm"]].itertuples(index=False, name=None))
-        wanted = {(case.cut, case.strength, arm) for case in CASES for arm in ("free", "noise")} | {("none", 1.0, "continued")}
+        wanted = {("none", 1.0, "continued")}
+        wanted |= {(case.cut, case.strength, arm) for case in CASES for arm in ("free", "noise")}
         lacking += [f"seed {seed}: no {arm} of {cut} at {strength:g} after {epochs} epochs"
                     for cut, strength, arm in sorted(wanted - there)]
         if paths is not None:

@@ -2,11 +2,12 @@
 
 Thresholds come from book/claims.yml; what that file leaves open is decided here, once, and tested:
 
-- *The bound of refutation* is the file's own where it names one (claim 2: a ratio of 1). For a share it is half of the share
-  asked for: a quarter, below which it is not even "partly". For a difference or a deficit it is 0, no effect.
-- *reproduced*: the estimate reaches the threshold and the whole interval lies above the bound. *partly* (shares only): the
-  interval lies above the bound, the estimate below the threshold. *not reproduced*: the whole interval lies below the bound.
-  *inconclusive*: anything else: the interval straddles the bound, or lies above it with an effect smaller than was asked for.
+- *The bound of refutation* is the file's own where it names one (claim 2: a ratio of 1). For a share it is half of the
+  share asked for: a quarter, below which it is not even "partly". For a difference or a deficit it is 0, no effect.
+- *reproduced*: the estimate reaches the threshold and the whole interval lies above the bound. *partly* (shares only):
+  the interval lies above the bound, the estimate below the threshold. *not reproduced*: the whole interval lies below
+  the bound. *inconclusive*: anything else: the interval straddles the bound, or lies above it with an effect smaller
+  than was asked for.
 - Where a test has several parts, all are needed: the claim has the verdict of the worst.
 - One network says nothing on others: its verdict is *inconclusive*, whatever its numbers.
 - Holm's correction makes a verdict *inconclusive* where the adjusted p exceeds α, and never better.
@@ -47,12 +48,12 @@ def read_amendments() -> list[dict]:
 
 @dataclass(frozen=True)
 class Part:
-    """One statistic of a test: `.values`, one a network, of what `.name` says, from `.comparisons` cells or cases in all.
+    """One statistic of a test: `.values`, one a network, of what `.name` says, from `.comparisons` cells or cases.
 
-    `.kind`: "share" (a fraction of cells or cases), "ratio" (averaged as a geometric mean), "difference" (of λ*, of shares),
-    "points" (of accuracy), or "sign" (a difference of which only the sign is asked for, in networks beside the pair's own).
-    Without a `.threshold` it is shown beside, and judged by nobody. `.bound`: the bound of refutation. `.check`: the interval
-    of a bootstrap crossed over networks and images.
+    `.kind`: "share" (a fraction of cells or cases), "ratio" (averaged as a geometric mean), "difference" (of λ*),
+    "deficit" (of entropy, as a fraction), "points" (of accuracy), or "sign" (a difference of which only the sign is
+    asked for, in networks beside the pair's own). Without a `.threshold` it is shown beside, and judged by nobody.
+    `.bound`: the bound of refutation. `.check`: the interval of a bootstrap crossed over networks and images.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Part:
 
     @property
     def interval(self) -> Interval:
-        """The mean over networks and Student's t interval: of the logarithms for a ratio, within 0 and 1 for a share."""
+        """Mean over networks and Student's t interval: of the logarithms for a ratio, within 0 and 1 for a share."""
         if self.kind == "ratio":
             found = student_interval(np.log(self.values))
             return Interval(*(math.exp(end) for end in (found.estimate, found.low, found.high)), found.n)
@@ -115,7 +116,7 @@ def number_text(kind: str, value: float) -> str:
 
 def decide(interval: Interval, threshold: float, bound: float, kind: str = "difference") -> str:
     """The verdict on one number: see the rules at the top of the module. `kind` as in `Part`."""
-    if kind == "sign":  # no interval is asked for, and the other sign refutes nothing: it leaves depth and width together
+    if kind == "sign":  # without an interval the other sign refutes nothing: it leaves depth and width together
         return REPRODUCED if interval.estimate > bound else INCONCLUSIVE
     if interval.n == 1:
         return INCONCLUSIVE
@@ -141,10 +142,10 @@ def share_part(name: str, asked: float, values, comparisons: int) -> Part:
 class Verdict:
     """What is found of one claim on one pair of network and data set.
 
-    `.parts`: the statistics that decide, the leading one first; `.beside`: what is shown without a say, controls among it.
-    `.verdict` is one of `VERDICTS`, after Holm's correction (`.adjusted`), `.reason` says why. Where it is "not tested",
-    `.missing` says what would test it, and the numbers there are, if any, are *reduced*. `.readings`: claim 1a's verdict
-    for each reading of "10 %". `.networks`: seeds behind the leading number. `.tables`: the names of the result files.
+    `.parts`: the statistics that decide, the leading one first; `.beside`: what is shown without a say, the controls.
+    `.verdict` is one of `VERDICTS`, after Holm's correction (`.adjusted`), and `.reason` says why. Where it is "not
+    tested", `.missing` says what would test it, and the numbers there are, if any, are *reduced*. `.readings`: claim
+    1a's verdict for each reading of "10 %". `.tables`: the names of the result files.
     """
 
     claim: str
@@ -182,7 +183,8 @@ def worst(parts: tuple[Part, ...]) -> str:
 def joint_p(parts: tuple[Part, ...]) -> float | None:
     """The p of a test whose parts are all needed.
 
-    The largest one; where parts refute, any of which would do, the smallest of theirs times the number of parts (Bonferroni).
+    The largest one; where parts refute, any of which would do, the smallest of theirs times the number of parts
+    (Bonferroni).
     """
     tested = [part for part in parts if part.p is not None]
     refuting = [part.p for part in tested if part.verdict == NOT_REPRODUCED]
@@ -192,7 +194,7 @@ def joint_p(parts: tuple[Part, ...]) -> float | None:
 
 
 def corrected(verdicts: list[Verdict]) -> list[Verdict]:
-    """The verdicts of one pair's primary tests after Holm's correction, those that could not be made counted with the rest."""
+    """The verdicts of one pair's primary tests after Holm's correction, those that could not be made counted in."""
     with_p = [verdict for verdict in verdicts if verdict.verdict != NOT_TESTED and verdict.p is not None]
     if not with_p:
         return verdicts
@@ -202,8 +204,8 @@ def corrected(verdicts: list[Verdict]) -> list[Verdict]:
         p = adjusted.get(id(verdict))
         if p is not None and p > ALPHA and verdict.verdict != INCONCLUSIVE:
             verdict = dataclasses.replace(verdict, verdict=INCONCLUSIVE, reason=(
-                f"{verdict.parts[0].words}: {verdict.verdict} if it stood alone, but one of {len(verdicts)} tests, and after "
-                f"Holm's correction p is {p:.2g}"))
+                f"{verdict.parts[0].words}: {verdict.verdict} if it stood alone, but one of {len(verdicts)} tests, and "
+                f"after Holm's correction p is {p:.2g}"))
         found.append(dataclasses.replace(verdict, adjusted=p))
     return found
 

@@ -62,7 +62,7 @@ class Pair:
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
             if lacking := wanted - there:
                 raise _missing(experiment, model or self.model, self.dataset, seed,
-                               f"{len(lacking)} of {len(wanted)} cells, {sorted(lacking)[0]} for one, are not in the table")
+                               f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one")
         return frame, names
 
     @_once
@@ -91,7 +91,7 @@ class Pair:
             raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
                                     f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, twenty times as long
+        torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, for minutes
         try:
             spectra = network_spectra(model, self.dataset, shuffled=False)
         finally:
@@ -106,7 +106,7 @@ class Pair:
             along, others = self.table("paths")
             both = set(runs["seed"]) & set(along["seed"])
             if not both:
-                raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none of a network that was re-trained")
+                raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none beside the re-training")
             runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
         if lacking := missing_cases(runs, along, epochs):
             raise _missing("retraining", self.model, self.dataset, int(runs["seed"].min()), "; ".join(lacking[:3]))
@@ -118,7 +118,9 @@ class Pair:
         cells, _ = self.cells("truncation")
         bits, curves = [], []
         for seed, rows in cells.groupby("seed"):
-            untruncated, correct = read_bits(_path("truncation", self.model, self.dataset, seed), self._images(seed))["test"]
+            path = _path("truncation", self.model, self.dataset, seed)
+            images = {split: of["images"] for split, of in read_card(path)["untruncated"].items()}
+            untruncated, correct = read_bits(path, images)["test"]
             kept, own = [], []
             for (layer, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut"]):
                 hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
@@ -145,10 +147,6 @@ class Pair:
                 stars[places, k] = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"],
                                              curve["relative_error"], fine[:, steps]).lambda_star
         return stars, np.array([layer for layer, *_ in curves[0]])
-
-    def _images(self, seed):
-        card = read_card(_path("truncation", self.model, self.dataset, seed))
-        return {split: of["images"] for split, of in card["untruncated"].items()}
 
 
 def _accuracies(model, dataset):

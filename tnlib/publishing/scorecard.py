@@ -10,8 +10,8 @@ import pandas as pd
 
 from ..experiments.networks import NETWORKS
 from ..experiments.statistics import Interval, percentile_interval
-from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in, harmless_truncations,
-                          minima, recovered, same_minimum, share_of_curves, specificity)
+from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in,
+                          harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
                      number_text, overall, read_claims, reason_of, worst)
 from .evidence import Pair
@@ -19,18 +19,19 @@ from .evidence import Pair
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 WIDTHS = {"constant width": "vanilla-constant", "reversed width": "vanilla-reversed"}
 NO_DECAY = "vanilla-no-decay"
-NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low", "check_high",
-                  "networks", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
+NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low",
+                  "check_high", "networks", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
 SYMBOLS = {REPRODUCED: "✓", PARTLY: "½", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTED: "–"}
 TITLES = {"vanilla": "vanilla", "resnet50": "ResNet-50", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 # What the verdicts are also asked at: claim → threshold → values, the file's own among them.
 AROUND = {
-    "1a": {"lambda_star": (0.02, 0.05, 0.10, 0.20), "share_of_cells": (0.25, 0.5, 0.75), "cuts_per_layer": (1, 2, 3, 4)},
+    "1a": {"lambda_star": (0.02, 0.05, 0.10, 0.20), "share_of_cells": (0.25, 0.5, 0.75),
+           "cuts_per_layer": (1, 2, 3, 4)},
     "1b": {"vanilla_difference": (0.01, 0.02, 0.03, 0.05)},
     "2": {"ratio": (1.05, 1.1, 1.25, 1.5), "median_deficit": (0.05, 0.10, 0.15, 0.20), "least_max_rank": (2, 8, 32)},
     "3": {"epochs": (1, 3, 5), "margin_points": (0.5, 1, 2), "share_of_cases": (0.25, 0.5, 0.75)},
-    "4": {"training_loss_ratio": (1.05, 1.10, 1.20), "test_loss_difference": (0.01, 0.03, 0.10), "barrier_points": (1, 2, 5),
-          "share_of_cases": (0.25, 0.5, 0.75)},
+    "4": {"training_loss_ratio": (1.05, 1.10, 1.20), "test_loss_difference": (0.01, 0.03, 0.10),
+          "barrier_points": (1, 2, 5), "share_of_cases": (0.25, 0.5, 0.75)},
 }
 
 
@@ -60,10 +61,12 @@ def _parts(claim: dict, pair: Pair, thresholds: dict, reading: str, find: _Finde
             return () if points is None else harmless_truncations(points, thresholds, reading)
         case "1b":
             points = find(pair.points)
-            others = {name: found for name, model in WIDTHS.items() if (found := find(pair.points, "truncation", model)) is not None}
+            others = {name: find(pair.points, "truncation", model) for name, model in WIDTHS.items()}
+            others = {name: found for name, found in others.items() if found is not None}
             return deeper_layers(points, others, thresholds)
         case "2":
-            return correlation_compression(find(pair.ratios), find(pair.deficits), find(pair.deficits, NO_DECAY), thresholds)
+            return correlation_compression(find(pair.ratios), find(pair.deficits), find(pair.deficits, NO_DECAY),
+                                           thresholds)
         case "3":
             found = find(pair.retrained, thresholds["epochs"])
             return () if found is None else (recovered(found[0], thresholds),)
@@ -111,11 +114,13 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
         case "4":
             runs, paths = find(pair.retrained, _last_epoch(pair), True)
             found = minima(runs, paths)
-            scratch, continued = (arm_at(runs, arm, runs["epoch"].max())["train_loss"] for arm in ("scratch", "continued"))
-            beside += [Part("training loss over the continued network's", _by_seed(found["ratio"]), "ratio", comparisons=len(found)),
-                       Part("barrier, points", _by_seed(found["barrier"]), "points", comparisons=len(found)),
-                       Part("barrier between two continued networks, points", _by_seed(found["reference"]), "points"),
-                       Part("training loss from scratch over the continued network's", tuple(scratch / continued), "ratio")]
+            last, cases = runs["epoch"].max(), {"comparisons": len(found)}
+            scratch, continued = (arm_at(runs, arm, last)["train_loss"] for arm in ("scratch", "continued"))
+            beside += [Part("training loss over the continued network's", _by_seed(found["ratio"]), "ratio", **cases),
+                       Part("the same from scratch", tuple((scratch / continued).dropna()), "ratio"),
+                       Part("test loss minus the continued one's", _by_seed(found["difference"]), "difference", **cases),
+                       Part("barrier, points", _by_seed(found["barrier"]), "points", **cases),
+                       Part("barrier between two continued networks, points", _by_seed(found["reference"]), "points")]
     return tuple(beside)
 
 
@@ -124,7 +129,7 @@ def _by_seed(column):
 
 
 def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str = "lambda") -> Verdict:
-    """One claim on one pair, before Holm's correction; `thresholds` in the place of the claim's own. Controls left out."""
+    """One claim on one pair, before Holm's correction and without controls; `thresholds` instead of the claim's own."""
     if pair.model not in NETWORKS or not pair.accuracies:
         why = "is not among this project's networks yet" if pair.model not in NETWORKS else "has no published weights"
         return Verdict(claim["id"], pair.model, pair.dataset, NOT_TESTED, f"{TITLES.get(pair.model, pair.model)} {why}")
@@ -176,18 +181,18 @@ class Scorecard:
         return pd.DataFrame(rows)
 
     def reasons(self) -> pd.DataFrame:
-        """Why: `claim, network, data, verdict, why, rows` (the result files, as links to download); equal reasons together."""
-        groups: dict[tuple, list[Verdict]] = {}
+        """Why: `claim`, the pair, `verdict, rows` (the result files, as links to download)`, why`; equals together."""
+        groups: dict[tuple, list[Verdict]] = {}  # what belongs to a claim alone first
         for v in sorted(self.verdicts, key=lambda v: list(self.claims["claims"]).index(v.claim)):
             apart = v.claim if v.tables or v.missing else ""
             groups.setdefault((pair_text(v.model, v.dataset), v.words, v.reason, apart), []).append(v)
+        ordered = sorted(groups.items(), key=lambda group: not group[0][-1])
         return pd.DataFrame([{"claim": ", ".join(v.claim for v in found), "network, data": pair,
                               "verdict": label(found[0]), "rows": files_text(found), "why": reason}
-                             for (pair, _, reason, _), found in sorted(groups.items(), key=lambda item: not item[0][3])])
+                             for (pair, _, reason, _), found in ordered])
 
     def numbers(self, claim: str | None = None) -> pd.DataFrame:
-        """One row a number behind the verdicts, of one claim or of all: `claim, model, dataset, number, role, value, low, high,
-        check_low, check_high, networks, comparisons, threshold, bound, p, adjusted_p, verdict`; no interval where n is 1.
+        """One row a number behind the verdicts, of one claim or of all: `NUMBER_COLUMNS`; no interval for one network.
 
         `role`: "decides", "beside", or "reduced" where the claim is not tested. `verdict`: what the number alone says.
         """
@@ -196,9 +201,9 @@ class Scorecard:
             for role, parts in (("reduced" if v.verdict == NOT_TESTED else "decides", v.parts), ("beside", v.beside)):
                 for part in parts:
                     at, check = part.interval, part.check or Interval(np.nan, np.nan, np.nan, 0)
-                    rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": part.name, "kind": part.kind,
-                                 "role": role, "value": at.estimate, "low": at.low, "high": at.high, "check_low": check.low,
-                                 "check_high": check.high, "networks": at.n, "comparisons": part.comparisons,
+                    rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": part.name,
+                                 "kind": part.kind, "role": role, "value": at.estimate, "low": at.low, "high": at.high,
+                                 "check_low": check.low, "check_high": check.high, "networks": at.n, "comparisons": part.comparisons,
                                  "threshold": part.threshold, "bound": part.bound, "p": part.p,
                                  "adjusted_p": v.adjusted if role == "decides" else None, "verdict": part.verdict})
             if not v.parts:
@@ -213,8 +218,8 @@ class Scorecard:
     def sensitivity(self) -> pd.DataFrame:
         """How verdicts move with their thresholds: `claim, threshold, value, model, dataset, verdict, fixed`.
 
-        One threshold is changed at a time; `fixed`: whether the value is the claims file's. Pairs without results, and claims
-        that cannot be tested, are left out.
+        One threshold is changed at a time; `fixed`: whether the value is the claims file's. What is not tested is left
+        out.
         """
         rows = []
         for pair in self.pairs:
@@ -224,9 +229,9 @@ class Scorecard:
                 for name, value in ((name, value) for name, values in thresholds.items() for value in values
                                     if own[id].verdict != NOT_TESTED):
                     changed = judge(claim, pair, claim["thresholds"] | {name: value})
-                    rows.append({"claim": id, "threshold": name, "value": value, "model": pair.model, "dataset": pair.dataset,
-                                 "verdict": settled(self.claims, pair, own | {id: changed})[id].verdict,
-                                 "fixed": value == claim["thresholds"][name]})
+                    rows.append({"claim": id, "threshold": name, "value": value, "model": pair.model,
+                                 "dataset": pair.dataset, "fixed": value == claim["thresholds"][name],
+                                 "verdict": settled(self.claims, pair, own | {id: changed})[id].verdict})
         return pd.DataFrame(rows, columns=["claim", "threshold", "value", "model", "dataset", "verdict", "fixed"])
 
 
@@ -245,7 +250,8 @@ def scorecard(check: bool = True) -> Scorecard:
             if verdict.parts:
                 find = _Finder()
                 beside = _beside(claims["claims"][verdict.claim], pair, find)
-                verdict = dataclasses.replace(verdict, beside=beside, tables=tuple(dict.fromkeys((*verdict.tables, *find.tables))))
+                tables = tuple(dict.fromkeys((*verdict.tables, *find.tables)))
+                verdict = dataclasses.replace(verdict, beside=beside, tables=tables)
             if verdict.claim == "1a":
                 verdict = dataclasses.replace(verdict, readings=readings)
             verdicts.append(_checked(verdict, pair, claims) if check else verdict)
@@ -260,8 +266,8 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
     asked = claims["claims"][verdict.claim]["thresholds"]
     if verdict.claim == "1a":
         reached = stars >= asked["lambda_star"]
-        enough = np.stack([reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)], -1)
-        drawn = [reached.mean((1, 2)), enough.mean((1, 2))]
+        enough = [reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
+        drawn = [reached.mean((1, 2)), np.mean(enough, axis=(0, 2))]
     else:
         drawn = [(stars[..., layers == DEEP].mean(-1) - stars[..., layers == SHALLOW].mean(-1)).mean(1)]
     checked = [dataclasses.replace(part, check=percentile_interval(part.interval.estimate, values))
@@ -293,7 +299,8 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
             "network, data": pair_text(row.model, row.dataset), "number": row.number,
             "value": text(row.value) if row.networks else "–",
             "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
-            "bootstrap": span(row.check_low, row.check_high), "p": f"{row.p:.2g}" if asked and pd.notna(row.p) else "–", "n": row.networks, "compared": row.comparisons,
+            "bootstrap": span(row.check_low, row.check_high),
+            "p": f"{row.p:.2g}" if asked and pd.notna(row.p) else "–", "n": row.networks, "compared": row.comparisons,
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
             "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside, not judged")
