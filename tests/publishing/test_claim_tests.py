@@ -8,8 +8,8 @@ import pytest
 import yaml
 from scipy import stats
 
+from tests.publishing.claims_cases import deficits_of, paths_of, points_of, ratios_of, retraining_of
 from tnlib.experiments.drops import as_norm_loss
-from tnlib.experiments.retraining import CASES
 from tnlib.experiments.statistics import Interval
 from tnlib.publishing import claim_tests as tests
 from tnlib.publishing import claims
@@ -17,7 +17,6 @@ from tnlib.publishing.claims import Part, Verdict, corrected, decide, joint_p, o
 
 FILE = claims.read_claims()
 ASKED = {id: claim["thresholds"] for id, claim in FILE["claims"].items()}
-CUTS = ("KW", "KH", "OUT", "IN", "OUT,IN", "OUT,KW", "OUT,KH")
 
 
 # ---- rules -------------------------------------------------------------------------------------------------------
@@ -136,12 +135,6 @@ def test_what_the_code_assumes_of_the_file_stands_in_it():
 
 # ---- the tests on tables -----------------------------------------------------------------------------------------
 
-def points_of(stars):
-    """One row a (seed, layer, cut); `stars`: function of these to λ*."""
-    return pd.DataFrame([{"seed": seed, "layer": f"conv{layer}", "cut": cut, "lambda_star": stars(seed, layer, k)}
-                         for seed in range(3) for layer in (1, 2, 3, 4) for k, cut in enumerate(CUTS)])
-
-
 def test_1a_counts_cells_and_layers_at_each_reading():
     points = points_of(lambda seed, layer, k: 0.12 if k < layer else 0.06)  # 1, 2, 3, 4 of 7 cuts reach a tenth
     cells, layers = tests.harmless_truncations(points, ASKED["1a"])
@@ -165,17 +158,6 @@ def test_1b_needs_the_difference_and_the_sign_in_both_other_widths():
     assert worst(tests.deeper_layers(small, {}, ASKED["1b"])) == "inconclusive", "there, but below 0.03"
 
 
-def deficits_of(share, gauge="balanced"):
-    rows = [{"seed": seed, "gauge": g, "kind": kind, "max_rank": rank, "deficit_share": share + 0.001 * seed if (
-        g == gauge and kind == "kernel" and rank >= 8) else 9.0}
-        for seed in range(3) for g in ("trained", "balanced", "random") for kind in ("kernel", "shuffled") for rank in (3, 8, 64)]
-    return pd.DataFrame(rows)
-
-
-def ratios_of(*means):
-    return pd.DataFrame([{"seed": seed, "ratio": mean * factor} for seed, mean in enumerate(means) for factor in (0.5, 2.0)])
-
-
 def test_2_takes_geometric_means_and_medians_of_the_right_cells_and_needs_all_three():
     parts = tests.correlation_compression(ratios_of(1.3, 1.31, 1.32), deficits_of(0.15), deficits_of(0.12), ASKED["2"])
     assert parts[0].values == pytest.approx((1.3, 1.31, 1.32)) and parts[1].values == pytest.approx((0.15, 0.151, 0.152))
@@ -188,35 +170,6 @@ def test_2_takes_geometric_means_and_medians_of_the_right_cells_and_needs_all_th
                                                ASKED["2"])) == "not reproduced"
     assert len(tests.correlation_compression(None, deficits_of(0.15), None, ASKED["2"])) == 1
     assert tests.deficit_in("random", deficits_of(0.3, "random"), ASKED["2"]).values == pytest.approx((0.3, 0.301, 0.302))
-
-
-def retraining_of(recovering, seeds=3, epochs=5, slow=(), noise_behind=0.02, train_loss=0.30, loss=0.50):
-    """Rows as of the experiment: `recovering` cases lose 20 of 10,000 images from epoch 1 (`slow` ones from 5), others 900."""
-    rows = []
-    for seed in range(seeds):
-        for epoch in range(epochs + 1):
-            for place, case in enumerate(CASES):
-                good = place < recovering and epoch >= (5 if place in slow else 1)
-                for arm in ("free", "kept", "noise"):
-                    lost = 20 if good else 900
-                    accuracy = 0.86 - lost / 10_000 - (noise_behind if arm == "noise" else 0)
-                    rows.append({"seed": seed, "cut": case.cut, "strength": case.strength, "arm": arm, "epoch": epoch, "images": 10_000,
-                                 "lost": lost, "gained": 0, "accuracy": accuracy,
-                                 "train_loss": train_loss if place < recovering else 0.60, "loss": loss})
-            rows += [{"seed": seed, "cut": "none", "strength": 1.0, "arm": arm, "epoch": epoch, "images": 10_000, "lost": 0, "gained": 0,
-                      "accuracy": 0.86, "train_loss": 0.30, "loss": 0.49} for arm in ("continued", "reordered", "scratch")]
-    return pd.DataFrame(rows)
-
-
-def paths_of(dip, reference=0.0, seeds=3):
-    """Straight paths that dip by `dip` points in the middle; that between two continued runs by `reference`."""
-    rows = []
-    for seed in range(seeds):
-        for cut, strength, arm in [*((case.cut, case.strength, "free") for case in CASES), ("none", 1.0, "reordered")]:
-            depth = (dip if arm == "free" else reference) / 100
-            rows += [{"seed": seed, "cut": cut, "strength": strength, "arm": arm, "position": position / 10,
-                      "accuracy": 0.86 - 0.02 * position / 10 - depth * (1 - abs(position / 5 - 1))} for position in range(11)]
-    return pd.DataFrame(rows)
 
 
 def test_3_is_judged_after_the_third_epoch():

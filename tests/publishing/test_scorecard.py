@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from tests.publishing.claims_cases import paths_of, retraining_of
 from tnlib.cli import main
 from tnlib.experiments.drops import upper_bound
 from tnlib.experiments.files import PUBLISHED, RUNS
@@ -185,3 +186,20 @@ def test_tables_for_the_page_show_what_the_verdicts_hold(card):
     links = " ".join(card.reasons()["rows"])
     assert "{download}`s0 </results/truncation-vanilla-cifar10-s0.csv>`" in links
     assert pd.notna(card.numbers("1a")["threshold"]).any()
+
+
+def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, monkeypatch):
+    tables = {"retraining": (retraining_of(5), ["retraining.csv"]), "paths": (paths_of(1.0), ["paths.csv"])}
+    monkeypatch.setattr(Pair, "table", lambda self, experiment: tables[experiment])
+    pair, asked = Pair("vanilla", "cifar10"), card.claims["claims"]
+    for id, count, files in (("3", 1, ("retraining.csv",)), ("4", 4, ("retraining.csv", "paths.csv"))):
+        verdict = judge(asked[id], pair)
+        assert verdict.verdict == "reproduced" and len(verdict.parts) == count and verdict.tables == files
+        beside = module._beside(asked[id], pair, module._Finder())
+        assert beside and all(part.threshold is None or part.name.startswith("truncated −") for part in beside)
+    names = [part.name for part in module._beside(asked["3"], pair, module._Finder())]
+    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epochs", "free, after 5 epochs",
+                     "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
+    tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
+    short = judge(asked["3"], Pair("vanilla", "cifar10"))
+    assert short.verdict == "not tested" and "after 3 epochs" in short.reason and "tnlib measure retraining" in short.reason

@@ -176,8 +176,9 @@ class Verdict:
 
 
 def worst(parts: tuple[Part, ...]) -> str:
-    """The verdict of several parts, all of which are needed."""
-    return min((part.verdict for part in parts), key=WORST_FIRST.index, default=NOT_TESTED)
+    """The verdict of several parts: all that are judged are needed."""
+    found = [part.verdict for part in parts if part.verdict is not None]
+    return min(found, key=WORST_FIRST.index, default=NOT_TESTED)
 
 
 def joint_p(parts: tuple[Part, ...]) -> float | None:

@@ -299,11 +299,10 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
             "network, data": pair_text(row.model, row.dataset), "number": row.number,
             "value": text(row.value) if row.networks else "–",
             "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
-            "bootstrap": span(row.check_low, row.check_high),
-            "p": f"{row.p:.2g}" if asked and pd.notna(row.p) else "–", "n": row.networks, "compared": row.comparisons,
+            "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
-            "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside, not judged")
+            "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside")
             + (" (reduced)" if row.role == "reduced" and row.networks else "")})
     texts = pd.DataFrame(rows)
     return texts.loc[:, (texts != "–").any()]  # no column of dashes alone
