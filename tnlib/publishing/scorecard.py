@@ -174,10 +174,9 @@ class Scorecard:
         rows = []
         for id, claim in self.claims["claims"].items():
             found = self.of(id)
-            over = self.overall(id)
             rows.append({"claim": id, "what it says": claim["claim"]}
                         | {pair_text(v.model, v.dataset): label(v) for v in found}
-                        | {"overall": f"{SYMBOLS[over]} {over}"})
+                        | {"overall": sign(self.overall(id))})
         return pd.DataFrame(rows)
 
     def reasons(self) -> pd.DataFrame:
@@ -280,7 +279,12 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
 def label(verdict: Verdict) -> str:
     """A verdict with its symbol; *reduced* where there are numbers and no verdict."""
     reduced = " (numbers reduced)" if verdict.verdict == NOT_TESTED and verdict.parts else ""
-    return f"{SYMBOLS[verdict.verdict]} {verdict.words}{reduced}"
+    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{reduced}"
+
+
+def sign(verdict: str) -> str:
+    """A word of `VERDICTS` behind its symbol, on one line with it."""
+    return f"{SYMBOLS[verdict]}\u00a0{verdict}"
 
 
 def pair_text(model: str, dataset: str) -> str:
@@ -302,7 +306,7 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
             "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
-            "taken alone": (f"{SYMBOLS[row.verdict]} {row.verdict}" if judged else "beside")
+            "taken alone": (sign(row.verdict) if judged else "beside")
             + (" (reduced)" if row.role == "reduced" and row.networks else "")})
     texts = pd.DataFrame(rows)
     return texts.loc[:, (texts != "–").any()]  # no column of dashes alone
