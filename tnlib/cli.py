@@ -13,6 +13,8 @@ class Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
+        except (click.exceptions.Exit, click.Abort):  # such as the end of a command's --help; they are RuntimeErrors
+            raise
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -121,6 +123,34 @@ def verify(sample, seed, data):
         if not again.agrees:
             raise click.ClickException(f"that is further apart than the {RETRAINED_POINTS:g} points that another machine "
                                        "explains: the published re-training does not follow from the published weights")
+
+
+@main.command()
+def claims():
+    """Print the scorecard: the verdict on each claim of the paper, its number and interval, and why."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from .publishing.scorecard import label, pair_text, scorecard
+    found, console = scorecard(), Console()
+    table = Table("claim", box=SIMPLE)
+    for name in ("network, data", "verdict", "number", "95 % interval", "n"):
+        table.add_column(name, no_wrap=name != "verdict", min_width=16 if name == "verdict" else None)
+    for claim in found.claims["claims"]:
+        for verdict in found.of(claim):
+            first = verdict.parts[0] if verdict.parts else None
+            at = first.interval if first else None
+            table.add_row(claim, pair_text(verdict.model, verdict.dataset), label(verdict),
+                          *((first.text(at.estimate), first.span, str(at.n)) if first else ("–", "–", "0")))
+        table.add_section()
+    console.print(table)
+    for claim, about in found.claims["claims"].items():
+        console.print(f"\n{claim}. {about['claim']} Overall: {found.overall(claim)}.", style="bold", highlight=False,
+                      soft_wrap=True)
+        for verdict in found.of(claim):
+            console.print(f"  {pair_text(verdict.model, verdict.dataset)}: {verdict.words}. {verdict.reason}",
+                          highlight=False, soft_wrap=True, markup=False)
 
 
 @main.group()

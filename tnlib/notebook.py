@@ -15,8 +15,9 @@ from .publishing.page import parameters
 from .publishing.parameters import (Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Spread)
 from .publishing.results import results
+from .publishing.scorecard import scorecard
 
-__all__ = ["parameters", "results", "figure", "table", "value", "Diagram", "align", "CUT_STYLES",
+__all__ = ["parameters", "results", "scorecard", "figure", "table", "value", "Diagram", "align", "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative", "kendall",
            "kendall_difference", "one_points", "percentile_interval", "student_interval",

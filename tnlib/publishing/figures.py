@@ -78,7 +78,8 @@ def table(frame: pd.DataFrame, id: str, caption: str, text: pd.DataFrame | None 
     _write_data(id, frame)
     shown = frame if text is None else text
     cells = shown.map(lambda entry: f"{entry:.4g}" if isinstance(entry, float) else str(entry))
-    left = [shown[column].map(lambda entry: isinstance(entry, str) and entry[:1].isalpha()).any()
+    words = r"(\W\s)?[^\W\d_]"  # a letter first, or a sign and then a word
+    left = [shown[column].map(lambda entry: isinstance(entry, str) and bool(re.match(words, entry))).any()
             for column in shown.columns]
     _show_markdown(f"```{{table}} {caption}\n:name: {id}\n\n{_pipes(cells, left)}\n```",
                    cells.to_html(index=False, border=0) + f"<p>{html.escape(caption)}</p>")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from ..experiments.files import ROOT, write_json
+from ..experiments.files import PUBLISHED, ROOT, write_json
 from .running import Job
 
 
@@ -26,7 +26,7 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
             wanted[path.relative_to(ROOT)] = executed.get(path, path)
-    wanted |= _static()
+    wanted |= _static() | _results()
     for job in jobs:
         for path in sorted((job.folder / "figures").glob("*")):
             wanted[Path("figures") / path.name] = path
@@ -47,7 +47,7 @@ def stage_page(job: Job, stage: Path) -> None:
         (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
               Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
-              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static()
+              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results()
     wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
     _lay_out(wanted, stage)
 
@@ -82,6 +82,11 @@ def render(stage: Path, output: Path, say=print) -> Path:
 def _static() -> dict[Path, Path]:
     """Jupyter Book takes style sheets from the folder _static at the top."""
     return {Path("_static") / path.name: path for path in sorted((ROOT / "book" / "_static").glob("*"))}
+
+
+def _results() -> dict[Path, Path]:
+    """The published tables, of which a page may offer one to download: {download}`rows </results/….csv>`."""
+    return {Path("results") / path.name: path for path in sorted((PUBLISHED / "results").glob("*.csv"))}
 
 
 def _check_unique(jobs: list[Job]) -> None:

@@ -1,0 +1,225 @@
+"""The rules of the verdicts, and each claim's test on tables whose answer is known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from tests.publishing.claims_cases import deficits_of, paths_of, points_of, ratios_of, retraining_of
+from tnlib.experiments.drops import as_norm_loss
+from tnlib.experiments.statistics import Interval
+from tnlib.publishing import claim_tests as tests
+from tnlib.publishing import claims
+from tnlib.publishing.claims import Part, Verdict, corrected, decide, joint_p, overall, reason_of, share_part, worst
+
+FILE = claims.read_claims()
+ASKED = {id: claim["thresholds"] for id, claim in FILE["claims"].items()}
+
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("estimate, low, high, kind, verdict", [
+    (0.60, 0.30, 0.90, "share", "reproduced"),
+    (0.50, 0.25, 0.75, "share", "reproduced"),      # at both marks
+    (0.60, 0.20, 1.00, "share", "inconclusive"),    # reaches the threshold, and straddles the bound
+    (0.40, 0.30, 0.50, "share", "partly"),
+    (0.25, 0.25, 0.25, "share", "partly"),
+    (0.40, 0.10, 0.70, "share", "inconclusive"),
+    (0.10, 0.00, 0.24, "share", "not reproduced"),
+    (0.10, 0.00, 0.25, "share", "inconclusive"),    # touches it
+    (0.60, 0.30, 0.90, "difference", "reproduced"),
+    (0.40, 0.30, 0.50, "difference", "inconclusive"),  # there, and smaller than asked: nothing but a share is "partly"
+    (0.20, 0.10, 0.25, "ratio", "not reproduced"),  # "refuted if the upper bound is at most"
+    (0.60, 0.25, 0.90, "ratio", "inconclusive"),    # "lower bound above"
+])
+def test_where_the_interval_lies_is_the_verdict(estimate, low, high, kind, verdict):
+    assert decide(Interval(estimate, low, high, 3), 0.5, 0.25, kind) == verdict
+
+
+@pytest.mark.parametrize("estimate", [0.0, 0.3, 1.0])
+def test_one_network_is_inconclusive_whatever_it_says(estimate):
+    part = share_part("a share", 0.5, [estimate], 28)
+    assert part.verdict == "inconclusive" and part.p is None and math.isnan(part.interval.low)
+    assert "one network" in reason_of((part,), "inconclusive")
+
+
+def test_a_sign_is_asked_for_without_an_interval_and_refutes_nothing():
+    assert Part("its sign", (0.01,), "sign", 0.0, 0.0).verdict == "reproduced"
+    assert Part("its sign", (0.03, -0.01), "sign", 0.0, 0.0).verdict == "reproduced"
+    other = Part("its sign", (-0.01, -0.02), "sign", 0.0, 0.0)
+    assert other.verdict == "inconclusive" and "not told apart" in reason_of((other,), "inconclusive")
+
+
+def test_the_interval_is_students_and_that_of_a_ratio_is_of_logarithms():
+    values = (0.30, 0.35, 0.50)
+    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    share = share_part("a share", 0.5, values, 84)
+    assert share.interval.low == pytest.approx(np.mean(values) - half) and share.interval.n == 3
+    assert share_part("a share", 0.5, (0.0, 0.1, 0.3), 84).interval.low == 0, "a share is not below 0"
+    ratio = Part("a ratio", (1.0, 1.21), "ratio", 1.25, 1.0)
+    assert ratio.interval.estimate == pytest.approx(1.1)
+    assert ratio.p == pytest.approx(stats.ttest_1samp(np.log([1.0, 1.21]), 0).pvalue)
+    assert share.p == pytest.approx(stats.ttest_1samp(values, 0.25).pvalue)
+
+
+def test_equal_networks_have_no_spread_and_p_says_which_side_of_the_bound_they_are():
+    assert share_part("a share", 0.5, (0.0, 0.0, 0.0), 84).p == 0
+    assert share_part("a share", 0.5, (0.0, 0.0, 0.0), 84).verdict == "not reproduced"
+    assert share_part("a share", 0.5, (0.25, 0.25), 56).p == 1
+
+
+def part(verdict, p=None):
+    """A part with this verdict of its own."""
+    values = {"reproduced": (0.6, 0.61, 0.62), "partly": (0.4, 0.41, 0.42), "not reproduced": (0.1, 0.11, 0.12),
+              "inconclusive": (0.1, 0.3, 0.6)}[verdict]
+    made = share_part(verdict, 0.5, values, 3)
+    assert made.verdict == verdict
+    return made
+
+
+def test_of_several_parts_the_worst_counts_and_the_largest_p():
+    yes, partly, no, unclear = map(part, ("reproduced", "partly", "not reproduced", "inconclusive"))
+    assert worst((yes, partly)) == "partly" and worst((partly, unclear)) == "inconclusive"
+    assert worst((yes, unclear, no)) == "not reproduced" and worst(()) == "not tested"
+    assert joint_p((yes, partly)) == max(yes.p, partly.p)
+    assert joint_p((yes, no)) == pytest.approx(2 * no.p), "one part of two would do to refute: Bonferroni"
+    assert joint_p((Part("its sign", (1.0, 2.0), "sign", 0.0, 0.0),)) is None
+
+
+def verdict(id, *parts, word=None):
+    return Verdict(id, "vanilla", "cifar10", word or worst(parts), "", parts)
+
+
+def test_holm_counts_the_tests_that_could_not_be_made_and_only_takes_away():
+    strong, weak = share_part("s", 0.5, (0.6, 0.601, 0.602), 3), share_part("w", 0.5, (0.6, 0.7, 0.8), 3)
+    assert strong.verdict == weak.verdict == "reproduced" and strong.p < 0.001 and 0.01 < weak.p < 0.05
+    rest = [verdict(str(k), word="not tested") for k in range(4)]
+    first, second, *others = corrected([verdict("a", strong), verdict("b", weak), *rest])
+    assert first.verdict == "reproduced" and first.adjusted == pytest.approx(6 * strong.p)
+    assert second.verdict == "inconclusive" and second.adjusted == pytest.approx(5 * weak.p) and "Holm" in second.reason
+    assert [other.verdict for other in others] == ["not tested"] * 4
+    assert corrected([verdict("b", weak)])[0].verdict == "reproduced", "alone it needs no correction"
+    unclear = corrected([verdict("c", part("inconclusive")), *rest])[0]
+    assert unclear.verdict == "inconclusive" and unclear.adjusted == 1
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["reproduced"] * 3 + ["not reproduced"], "reproduced"),
+    (["reproduced"] * 3 + ["not tested"], "reproduced"),
+    (["reproduced"] * 2 + ["not tested"] * 2, "not tested"),
+    (["reproduced"] * 2 + ["partly"] * 2, "inconclusive"),
+    (["not reproduced"] * 3 + ["partly"], "not reproduced"),
+])
+def test_overall_takes_three_of_four(words, expected):
+    assert overall(words) == expected
+
+
+def test_a_verdict_names_its_readings_where_they_differ():
+    same = Verdict("1a", "vanilla", "cifar10", "partly", "", readings=dict.fromkeys(("lambda", "w", "epsilon"), "partly"))
+    assert same.words == "partly"
+    differ = Verdict("1a", "vanilla", "cifar10", "partly", "", readings={"lambda": "partly", "w": "partly", "epsilon": "reproduced"})
+    assert differ.words == "partly (10 % read as λ or w); reproduced (10 % read as ε)"
+
+
+def test_what_the_code_assumes_of_the_file_stands_in_it():
+    """Words of the file that are not numbers in it: α, the pairs needed, what partly means, the readings of ten percent."""
+    assert "α = 0.05" in FILE["verdicts"]["multiplicity"] and claims.ALPHA == pytest.approx(0.05)
+    assert "at least 3 of the 4 pairs" in FILE["verdicts"]["overall"] and "fewer than three" in FILE["verdicts"]["overall"]
+    assert FILE["verdicts"]["partly"] == "a quarter to a half where half is asked for"
+    for reading, rounded in FILE["claims"]["1a"]["shown_for"]["readings_of_ten_percent"].items():
+        assert as_norm_loss(ASKED["1a"]["lambda_star"], reading) == pytest.approx(rounded, abs=5e-4)
+
+
+# ---- the tests on tables -----------------------------------------------------------------------------------------
+
+def test_1a_counts_cells_and_layers_at_each_reading():
+    points = points_of(lambda seed, layer, k: 0.12 if k < layer else 0.06)  # 1, 2, 3, 4 of 7 cuts reach a tenth
+    cells, layers = tests.harmless_truncations(points, ASKED["1a"])
+    assert cells.values == (10 / 28,) * 3 and cells.comparisons == 84 and cells.verdict == "partly"
+    assert layers.values == (0.5,) * 3 and layers.comparisons == 12 and layers.verdict == "reproduced"
+    cells, layers = tests.harmless_truncations(points, ASKED["1a"], "w")
+    assert cells.values == layers.values == (1.0,) * 3, "read as w, a tenth is λ 0.051"
+    cells, layers = tests.harmless_truncations(points, ASKED["1a"] | {"lambda_star": 0.2})
+    assert worst((cells, layers)) == "not reproduced"
+
+
+def test_1b_needs_the_difference_and_the_sign_in_both_other_widths():
+    rising = points_of(lambda seed, layer, k: 0.02 * layer + 0.001 * seed * layer)
+    flat, falling = points_of(lambda seed, layer, k: 0.05), points_of(lambda seed, layer, k: 0.05 - 0.01 * layer)
+    good = tests.deeper_layers(rising, {"constant": rising, "reversed": rising}, ASKED["1b"])
+    assert good[0].values == pytest.approx((0.040, 0.042, 0.044)) and worst(good) == "reproduced"
+    for other in (flat, falling):
+        assert worst(tests.deeper_layers(rising, {"constant": rising, "reversed": other}, ASKED["1b"])) == "inconclusive"
+    assert worst(tests.deeper_layers(falling, {"constant": rising, "reversed": rising}, ASKED["1b"])) == "not reproduced"
+    small = points_of(lambda seed, layer, k: 0.005 * layer + 1e-4 * seed * layer)
+    assert worst(tests.deeper_layers(small, {}, ASKED["1b"])) == "inconclusive", "there, but below 0.03"
+
+
+def test_2_takes_geometric_means_and_medians_of_the_right_cells_and_needs_all_three():
+    parts = tests.correlation_compression(ratios_of(1.3, 1.31, 1.32), deficits_of(0.15), deficits_of(0.12), ASKED["2"])
+    assert parts[0].values == pytest.approx((1.3, 1.31, 1.32)) and parts[1].values == pytest.approx((0.15, 0.151, 0.152))
+    assert worst(parts) == "reproduced" and [p.comparisons for p in parts] == [6, 6, 6]
+    assert worst(tests.correlation_compression(ratios_of(0.9, 0.91, 0.92), deficits_of(0.15), deficits_of(0.12),
+                                               ASKED["2"])) == "not reproduced"
+    assert worst(tests.correlation_compression(ratios_of(1.1, 1.11, 1.12), deficits_of(0.15), deficits_of(0.12),
+                                               ASKED["2"])) == "inconclusive"
+    assert worst(tests.correlation_compression(ratios_of(1.3, 1.31, 1.32), deficits_of(0.15), deficits_of(-0.05),
+                                               ASKED["2"])) == "not reproduced"
+    assert len(tests.correlation_compression(None, deficits_of(0.15), None, ASKED["2"])) == 1
+    assert tests.deficit_in("random", deficits_of(0.3, "random"), ASKED["2"]).values == pytest.approx((0.3, 0.301, 0.302))
+
+
+def test_3_is_judged_after_the_third_epoch():
+    asked = ASKED["3"]
+    assert tests.recovered(retraining_of(5), asked).values == (1.0,) * 3
+    assert tests.recovered(retraining_of(2), asked).verdict == "partly"
+    assert tests.recovered(retraining_of(1), asked).verdict == "not reproduced"
+    late = retraining_of(3, slow=(0,))
+    assert tests.recovered(late, asked).values == (0.4,) * 3
+    after = tests.recovered(late, asked, "free", 5)
+    assert after.values == (0.6,) * 3 and after.verdict is None, "shown, and not judged"
+    assert tests.recovered(late, asked | {"epochs": 5}).verdict == "reproduced"
+    assert tests.recovered(late, asked | {"margin_points": 0.1}).values == (0.0,) * 3
+
+
+def test_specificity_is_truncated_minus_noise():
+    asked = FILE["claims"]["3"]["specificity"]["threshold_points"]
+    assert tests.specificity(retraining_of(5), ASKED["3"], asked).values == pytest.approx((2.0,) * 3)
+    assert tests.specificity(retraining_of(5), ASKED["3"], asked).verdict == "reproduced"
+    assert tests.specificity(retraining_of(5, noise_behind=-0.01), ASKED["3"], asked).verdict == "not reproduced"
+
+
+def test_the_barrier_is_below_the_line_between_the_ends():
+    path = pd.DataFrame({"position": [1.0, 0.0, 0.5], "accuracy": [0.80, 0.90, 0.82]})
+    assert tests.barrier(path) == pytest.approx(3.0)
+    assert tests.barrier(path.assign(accuracy=[0.80, 0.90, 0.88])) == pytest.approx(0.0), "above the line is no barrier"
+
+
+@pytest.mark.parametrize("runs, paths, word", [
+    ({"recovering": 5}, {"dip": 1.0}, "reproduced"),
+    ({"recovering": 2}, {"dip": 1.0}, "partly"),                                # three train to twice the loss
+    ({"recovering": 5}, {"dip": 3.0}, "not reproduced"),
+    ({"recovering": 5}, {"dip": 3.0, "reference": 4.0}, "reproduced"),          # no higher than between continued runs
+    ({"recovering": 5, "train_loss": 0.34}, {"dip": 1.0}, "not reproduced"),
+    ({"recovering": 5, "loss": 0.53}, {"dip": 1.0}, "not reproduced"),
+])
+def test_4_needs_losses_and_barrier(runs, paths, word):
+    share, *alone = tests.same_minimum(retraining_of(**runs), paths_of(**paths), ASKED["4"])
+    assert share.verdict == word and share.comparisons == 15
+    assert share.values == tuple(np.min([part.values for part in alone], axis=0)) and all(p.verdict is None for p in alone)
+
+
+def test_a_case_that_is_not_there_is_named():
+    runs, paths = retraining_of(5), paths_of(1.0)
+    assert tests.missing_cases(runs, paths, 5) == []
+    lacking = runs[~((runs["seed"] == 1) & (runs["cut"] == "CP") & (runs["arm"] == "noise"))]
+    assert tests.missing_cases(lacking, paths, 3) == ["seed 1: no noise of CP at 0.5 after 3 epochs"]
+    assert tests.missing_cases(runs, paths[paths["cut"] != "IN"], 5) == [f"seed {k}: no path of IN at 0.5" for k in range(3)]
+    assert tests.missing_cases(retraining_of(5, epochs=2), None, 3)[0].endswith("after 3 epochs")
+
+
+def test_amendments_are_read_as_they_stand():
+    assert claims.read_amendments() == yaml.safe_load(claims.AMENDMENTS.read_text(encoding="utf-8"))

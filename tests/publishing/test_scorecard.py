@@ -1,0 +1,205 @@
+"""The scorecard of what is published: read whole or refused, evaluated as by hand, printed as it is."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from tests.publishing.claims_cases import paths_of, retraining_of
+from tnlib.cli import main
+from tnlib.experiments.drops import upper_bound
+from tnlib.experiments.files import PUBLISHED, RUNS
+from tnlib.experiments.measurements import read_table
+from tnlib.publishing import claims, evidence
+from tnlib.publishing import scorecard as module
+from tnlib.publishing.scorecard import AROUND, PAIRS, Pair, judge, scorecard, settled
+
+
+@pytest.fixture(scope="module")
+def card():
+    return scorecard(check=False)
+
+
+def test_every_claim_has_a_verdict_on_every_pair(card):
+    assert [(v.model, v.dataset, v.claim) for v in card.verdicts] == [
+        (*pair, claim) for pair in PAIRS for claim in ("1a", "1b", "2", "3", "4", "5")]
+    assert {v.verdict for v in card.verdicts} <= set(claims.VERDICTS) and all(v.reason for v in card.verdicts)
+    for v in card.verdicts:
+        assert (v.verdict == "not tested") == (bool(v.missing) or not v.parts)
+        for name in v.tables:
+            assert (PUBLISHED / ("weights" if name.endswith(".safetensors") else "results") / name).is_file()
+
+
+def test_claim_1a_is_what_the_published_rows_say(card):
+    """The leading number again, row by row from the tables."""
+    for verdict in card.of("1a")[:2]:
+        shares = []
+        for path in sorted((PUBLISHED / "results").glob(f"truncation-vanilla-{verdict.dataset}-s*.csv")):
+            stars = []
+            cells = read_table(path).query("split == 'test'").sort_values("rank", ascending=False)
+            cells = cells.assign(upper=upper_bound(cells["lost"], cells["gained"], cells["images"]))
+            for _, curve in cells.groupby(["layer", "cut"]):
+                star = 0.0
+                for row in curve.itertuples():
+                    if row.upper > 1:
+                        break
+                    star = max(star, 1 - row.norm_kept)
+                stars.append(star)
+            shares.append(np.mean(np.array(stars) >= 0.10))
+        assert verdict.parts[0].values == pytest.approx(tuple(shares))
+
+
+def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
+    """Words that no number replaces: the tests of claim 2 part ways, and shrinking is the more harmless loss."""
+    numbers = card.numbers()
+    value = lambda claim, dataset, number: numbers[(numbers["claim"] == claim) & (numbers["dataset"] == dataset)
+                                                   & numbers["number"].str.contains(number, regex=False)]["value"].iloc[0]
+    for dataset in ("cifar10", "cifar100"):
+        assert value("2", dataset, "(i)") < 1.25 and value("2", dataset, "(ii)") > 0.10
+        assert value("1a", dataset, "shrink") > 0.5 > value("1a", dataset, "cells with λ*")
+
+
+def test_what_is_missing_is_named_with_the_command_that_measures_it(card, monkeypatch, tmp_path):
+    for verdict in card.verdicts:
+        if verdict.model == "resnet50":
+            assert verdict.verdict == "not tested" and "ResNet-50 is not among" in verdict.reason
+    monkeypatch.setattr(evidence, "PUBLISHED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="`tnlib measure truncation vanilla cifar10 --seed 0 --publish`"):
+        Pair("vanilla", "cifar10").table("truncation")
+    found = judge(card.claims["claims"]["1a"], Pair("vanilla", "cifar10"))
+    assert found.verdict == "not tested" and found.missing and not found.parts
+
+
+def test_only_what_is_published_counts(monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr(evidence, "read_table", lambda path: read.append(path) or read_table(path))
+    Pair("vanilla", "cifar10").table("truncation")
+    assert read and all(RUNS not in path.parents for path in read)
+
+
+@pytest.fixture
+def copied(monkeypatch, tmp_path):
+    """A copy of what claim 1a takes of one data set, to be damaged."""
+    (tmp_path / "results").mkdir()
+    for path in (PUBLISHED / "results").glob("truncation-vanilla-cifar10-s*"):
+        shutil.copy(path, tmp_path / "results")
+    (tmp_path / "weights").symlink_to(PUBLISHED / "weights")
+    monkeypatch.setattr(evidence, "PUBLISHED", tmp_path)
+    return tmp_path / "results" / "truncation-vanilla-cifar10-s0.csv"
+
+
+def test_an_altered_table_is_refused_in_one_message(copied, monkeypatch):
+    Pair("vanilla", "cifar10").points()
+    copied.write_text(copied.read_text().replace(",9", ",8", 1))
+    with pytest.raises(ValueError, match="truncation-vanilla-cifar10-s0.csv is corrupt or was altered"):
+        Pair("vanilla", "cifar10").points()
+    done = CliRunner().invoke(main, ["claims"])
+    assert done.exit_code == 1 and "was altered" in done.output and "Traceback" not in done.output
+
+
+def test_a_table_of_other_weights_is_refused(copied):
+    card = copied.with_suffix(".json")
+    card.write_text(card.read_text().replace('"weights": "', '"weights": "0'))
+    with pytest.raises(ValueError, match="measured on other weights"):
+        Pair("vanilla", "cifar10").points()
+
+
+def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatch):
+    monkeypatch.setattr(evidence, "read_table", lambda path: read_table(path).query(
+        "not (layer == 'conv3' and cut == 'OUT' and rank == 1)"))
+    found = judge(card.claims["claims"]["1a"], Pair("vanilla", "cifar10"))
+    assert found.verdict == "not tested" and "1 of 240 cells are not there, ('conv3', 'OUT', 1)" in found.reason
+
+
+def test_a_network_that_is_not_accurate_enough_leaves_numbers_and_no_verdict(card):
+    pair = card.pairs[0]
+    own = {v.claim: v for v in card.verdicts if (v.model, v.dataset) == PAIRS[0]}
+    asking = card.claims | {"verdicts": card.claims["verdicts"] | {"least_accuracy": {"vanilla": {"cifar10": 0.99}}}}
+    found = settled(asking, pair, own)
+    assert {v.verdict for v in found.values()} == {"not tested"} and "below the 99 %" in found["1a"].reason
+    assert found["1a"].parts == own["1a"].parts and "reduced" in module.label(found["1a"])
+
+
+def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
+    for claim, thresholds in AROUND.items():
+        for name, values in thresholds.items():
+            assert card.claims["claims"][claim]["thresholds"][name] in values, f"{claim}: {name}"
+    table = card.sensitivity()
+    verdicts = {(v.claim, v.model, v.dataset): v.verdict for v in card.verdicts}
+    assert len(table) and "not tested" not in set(table["verdict"])
+    for row in table[table["fixed"]].itertuples():
+        assert row.verdict == verdicts[row.claim, row.model, row.dataset]
+    loose = table[(table["claim"] == "1a") & (table["threshold"] == "lambda_star")].set_index(["dataset", "value"])["verdict"]
+    assert loose["cifar10", 0.2] == "not reproduced" and loose["cifar10", 0.02] != "not reproduced"
+
+
+def test_the_bootstrap_finds_the_stars_of_the_table_when_nothing_is_drawn_anew(monkeypatch):
+    """The rows that it leaves out, far down a curve, never count."""
+    monkeypatch.setattr(evidence, "crossed_bootstrap", lambda bits, statistic, replicates: np.array(
+        [statistic(bits, np.arange(len(bits)))]))
+    pair = Pair("vanilla", "cifar10")
+    stars, layers = pair.stars
+    points, _ = pair.points()
+    assert list(layers) == points[points["seed"] == 0].sort_values(["layer", "cut"])["layer"].tolist()
+    for seed, rows in points.groupby("seed"):
+        assert stars[0, seed] == pytest.approx(rows.sort_values(["layer", "cut"])["lambda_star"].to_numpy())
+
+
+def test_the_bootstrap_stands_beside_the_interval(monkeypatch):
+    monkeypatch.setattr(evidence, "REPLICATES", 5)
+    claimed, pair = claims.read_claims(), Pair("vanilla", "cifar10")
+    for id in ("1a", "1b"):
+        checked = module._checked(judge(claimed["claims"][id], pair), pair, claimed)
+        assert checked.parts[0].check.low <= checked.parts[0].check.high and checked.parts[0].check.n == 5
+    assert checked.parts[1].check is None, "the sign in other widths has none"
+
+
+def test_the_command_prints_every_verdict_and_why(card, monkeypatch):
+    monkeypatch.setattr(module, "scorecard", lambda: card)
+    done = CliRunner().invoke(main, ["claims"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    for verdict in card.verdicts:
+        assert f"{module.pair_text(verdict.model, verdict.dataset)}: {verdict.words}. {verdict.reason}" in done.output
+        row = next(line for line in done.output.splitlines() if line.split()[:1] == [verdict.claim]
+                   and module.pair_text(verdict.model, verdict.dataset) + " " in line)
+        assert module.label(verdict) in row and (not verdict.parts or verdict.parts[0].span in row)
+
+
+def test_help_is_one_line_and_an_argument_is_one_message():
+    done = CliRunner().invoke(main, ["claims", "--help"])
+    assert done.exit_code == 0 and "Print the scorecard" in done.output and "Error" not in done.output
+    done = CliRunner().invoke(main, ["claims", "1a"])
+    assert done.exit_code == 2 and "unexpected extra argument" in done.output
+
+
+def test_tables_for_the_page_show_what_the_verdicts_hold(card):
+    summary = card.summary()
+    assert summary["claim"].tolist() == list(card.claims["claims"])
+    for verdict in card.verdicts:
+        cell = summary.set_index("claim").loc[verdict.claim, module.pair_text(verdict.model, verdict.dataset)]
+        assert cell == module.label(verdict)
+    for claim in card.claims["claims"]:
+        numbers, shown = card.numbers(claim), card.shown(claim)
+        assert len(numbers) == len(shown) and set(numbers["claim"]) == {claim}
+    links = " ".join(card.reasons()["rows"])
+    assert "{download}`s0 </results/truncation-vanilla-cifar10-s0.csv>`" in links
+    assert pd.notna(card.numbers("1a")["threshold"]).any()
+
+
+def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, monkeypatch):
+    tables = {"retraining": (retraining_of(5), ["retraining.csv"]), "paths": (paths_of(1.0), ["paths.csv"])}
+    monkeypatch.setattr(Pair, "table", lambda self, experiment: tables[experiment])
+    pair, asked = Pair("vanilla", "cifar10"), card.claims["claims"]
+    for id, count, files in (("3", 1, ("retraining.csv",)), ("4", 4, ("retraining.csv", "paths.csv"))):
+        verdict = judge(asked[id], pair)
+        assert verdict.verdict == "reproduced" and len(verdict.parts) == count and verdict.tables == files
+        beside = module._beside(asked[id], pair, module._Finder())
+        assert beside and all(part.threshold is None or part.name.startswith("truncated −") for part in beside)
+    names = [part.name for part in module._beside(asked["3"], pair, module._Finder())]
+    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epochs", "free, after 5 epochs",
+                     "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
+    tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
+    short = judge(asked["3"], Pair("vanilla", "cifar10"))
+    assert short.verdict == "not tested" and "after 3 epochs" in short.reason and "tnlib measure retraining" in short.reason

@@ -1,0 +1,187 @@
+"""What is published of one network on one data set, as the tables that the claims' tests take."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
+from ..experiments.files import PUBLISHED
+from ..experiments.kernel_spectra import network_spectra, summary
+from ..experiments.measurements import experiment_called, read_bits, read_table
+from ..experiments.networks import conv_kernels
+from ..experiments.replacements import rank_grid
+from ..experiments.statistics import crossed_bootstrap
+from ..experiments.weights import load_model, published_networks, read_card, stem
+from ..tensors.cuts import distinct_cuts
+from .claim_tests import missing_cases
+
+REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
+HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
+
+
+def _once(method):
+    """Of the same arguments, compute it once for each pair."""
+    def kept(self, *arguments):
+        key = method.__name__, *arguments
+        if key not in self._found:
+            self._found[key] = method(self, *arguments)
+        return self._found[key]
+
+    return functools.update_wrapper(kept, method)
+
+
+class Pair:
+    """The published tables of one network on one data set, each read once.
+
+    Every table is (frame, names of its files); `FileNotFoundError` says what is not there and which command makes it.
+    """
+
+    def __init__(self, model: str, dataset: str):
+        self.model, self.dataset = model, dataset
+        self._found = {}
+
+    @functools.cached_property
+    def accuracies(self) -> dict[int, float]:
+        """Seed → test accuracy of the published networks."""
+        return _accuracies(self.model, self.dataset)
+
+    @_once
+    def table(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """The test rows of an experiment, of all networks on which it is published."""
+        return _published(experiment, model or self.model, self.dataset)
+
+    @_once
+    def cells(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """The rows of "truncation" or "noise": all cells of every network, or `FileNotFoundError`."""
+        frame, names = self.table(experiment, model)
+        for seed, rows in frame.groupby("seed"):
+            wanted = _cells(model or self.model, self.dataset, seed)
+            there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
+            if lacking := wanted - there:
+                raise _missing(experiment, model or self.model, self.dataset, seed,
+                               f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one")
+        return frame, names
+
+    @_once
+    def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """`one_points` by seed, layer and cut (and draw)."""
+        frame, names = self.cells(experiment, model)
+        return one_points(frame, ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))), names
+
+    @_once
+    def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
+        """`one_points` of the shrunk kernels, by seed and layer."""
+        frame, names = self.table("shrink")
+        return one_points(frame.assign(rank=frame["norm_kept"], max_rank=1), ("seed", "layer")), names
+
+    @_once
+    def ratios(self) -> tuple[pd.DataFrame, list[str]]:
+        """`harmless_error_ratios` of truncations and matched noise."""
+        (cells, names), (noise, others) = self.cells("truncation"), self.cells("noise")
+        return harmless_error_ratios(cells, noise), names + others
+
+    @_once
+    def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """`summary` of the spectra of the published weights."""
+        model = model or self.model
+        if not (seeds := _accuracies(model, self.dataset)):
+            raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
+                                    f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, for minutes
+        try:
+            spectra = network_spectra(model, self.dataset, shuffled=False)
+        finally:
+            torch.set_num_threads(threads)
+        return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
+
+    def retrained(self, epochs: int, paths: bool = False):
+        """The rows of "retraining" and, if asked, of "paths" of the networks that have both, up to the epoch needed."""
+        runs, names = self.table("retraining")
+        along = None
+        if paths:
+            along, others = self.table("paths")
+            both = set(runs["seed"]) & set(along["seed"])
+            if not both:
+                raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none beside the re-training")
+            runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
+        if lacking := missing_cases(runs, along, epochs):
+            raise _missing("retraining", self.model, self.dataset, int(runs["seed"].min()), "; ".join(lacking[:3]))
+        return (runs, along), names
+
+    @functools.cached_property
+    def stars(self) -> tuple[np.ndarray, np.ndarray]:
+        """λ* in every replicate of the crossed bootstrap, (replicates, seeds, curves), and the layer of each curve."""
+        cells, _ = self.cells("truncation")
+        bits, curves = [], []
+        for seed, rows in cells.groupby("seed"):
+            path = _path("truncation", self.model, self.dataset, seed)
+            images = {split: of["images"] for split, of in read_card(path)["untruncated"].items()}
+            untruncated, correct = read_bits(path, images)["test"]
+            kept, own = [], []
+            for (layer, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut"]):
+                hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
+                curve = curve.iloc[:int(hopeless.argmax()) + 1 if hopeless.any() else len(curve)]
+                own.append((layer, slice(len(kept), len(kept) + len(curve)), curve))
+                kept += curve["place"].tolist()
+            bits.append(np.concatenate([untruncated[None], correct[kept]]))
+            curves.append(own)
+        width = max(map(len, bits))
+
+        def statistic(drawn, seeds):  # which seed, then which of its cells are harmless
+            found = np.zeros((len(seeds), width), dtype=np.int64)
+            for row, array, seed in zip(found, drawn, seeds):
+                of = counts(array[0], array[1:])
+                row[0], row[1:len(array)] = seed, harmless(of["lost"], of["gained"], of["images"])
+            return found
+
+        drawn = crossed_bootstrap(bits, statistic, REPLICATES)
+        stars = np.empty((*drawn.shape[:2], len(curves[0])))
+        for seed, own in enumerate(curves):
+            places = drawn[..., 0] == seed
+            fine = drawn[places][:, 1:].astype(bool)
+            for k, (_, steps, curve) in enumerate(own):
+                stars[places, k] = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"],
+                                             curve["relative_error"], fine[:, steps]).lambda_star
+        return stars, np.array([layer for layer, *_ in curves[0]])
+
+
+def _accuracies(model, dataset):
+    cards = [card for card in published_networks() if (card["model"], card["dataset"]) == (model, dataset)]
+    return {card["seed"]: card["test_accuracy"] for card in sorted(cards, key=lambda card: card["seed"])}
+
+
+def _path(experiment, model, dataset, seed) -> Path:
+    return PUBLISHED / "results" / f"{experiment}-{stem(model, dataset, seed)}.csv"
+
+
+def _published(experiment, model, dataset):
+    frames, names = [], []
+    for seed in _accuracies(model, dataset):
+        path = _path(experiment, model, dataset, seed)
+        if not path.is_file() or read_card(path)["version"] != experiment_called(experiment).version:
+            continue
+        weights = read_card(PUBLISHED / "weights" / f"{stem(model, dataset, seed)}.safetensors")["sha256"]
+        if read_card(path)["weights"] != weights:
+            raise ValueError(f"{path.name} was measured on other weights than are published: measure it again")
+        frame = read_table(path).query("split == 'test'")
+        frames.append(frame.assign(place=np.arange(len(frame))))
+        names.append(path.name)
+    if not frames:
+        raise _missing(experiment, model, dataset, next(iter(_accuracies(model, dataset)), 0), "no published results")
+    return pd.concat(frames, ignore_index=True), names
+
+
+def _cells(model, dataset, seed) -> set[tuple]:
+    """(layer, cut, rank) of all cells of the 3×3 layers of a network."""
+    return {(layer, cut.name, rank) for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()
+            if tuple(kernel.shape[2:]) == (3, 3) for cut in distinct_cuts(kernel.shape)
+            for rank in rank_grid(cut.max_rank(kernel.shape))}
+
+
+def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:
+    return FileNotFoundError(f"{experiment} of {model} on {dataset}: {what}; measure them: "
+                             f"`tnlib measure {experiment} {model} {dataset} --seed {seed} --publish`")
