@@ -11,7 +11,7 @@ from tests.publishing.claims_cases import paths_of, retraining_of
 from tnlib.cli import main
 from tnlib.experiments.drops import upper_bound
 from tnlib.experiments.files import PUBLISHED, RUNS
-from tnlib.experiments.measurements import read_table
+from tnlib.experiments.tables import read_table
 from tnlib.publishing import claims, evidence
 from tnlib.publishing import scorecard as module
 from tnlib.publishing.scorecard import AROUND, PAIRS, Pair, judge, scorecard, settled

@@ -29,7 +29,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
     in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
-    hours: Ctrl-C leaves a table of those that have ended, whose card says which are `missing`. Raises `ValueError`,
+    hours: where one fails or Ctrl-C stops them, a table of those that have ended is left, whose card says which are `missing`. Raises `ValueError`,
     `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
@@ -50,7 +50,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         try:
             for place, found in results:
                 store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
-        except KeyboardInterrupt:
+        except BaseException:  # a stop, or what a later run lacks
             if entry.runs and (lacking := _lacking(entry, subject, store.places())):
                 write_table(entry, store, path, identity | {"missing": lacking}, dataset)
             raise

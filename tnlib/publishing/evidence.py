@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..experiments.catalogue import experiment_called
 from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
-from ..experiments.measurements import experiment_called, read_bits, read_table
 from ..experiments.networks import conv_kernels
 from ..experiments.replacements import rank_grid
 from ..experiments.statistics import crossed_bootstrap
+from ..experiments.tables import read_bits, read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
 from ..tensors.cuts import distinct_cuts
 from .claim_tests import missing_cases
