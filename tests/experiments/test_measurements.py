@@ -16,7 +16,7 @@ import torch
 from tnlib.experiments import catalogue, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure
-from tnlib.experiments.tables import bits_path, read_bits, read_table
+from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
 from tnlib.experiments.truncations import cut_truncations
 
 
