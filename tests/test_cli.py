@@ -19,6 +19,7 @@ def run(*words):
     (("run", "spectra", "-p", "rnak", "3"), "unknown parameter 'rnak'"),
     (("run", "spectra", "-p", "rank", "0"), "rank = 0: Input should be greater than or equal to 1"),
     (("run", "spectra", "-p", "rank", "eight"), "rank = 'eight'"),
+    (("run", "spectra", "--profile", "shapes", "-p", "dataset", "cifar10"), "the profile 'shapes' goes with dataset = 'shapes'"),
     (("run", "spectre"), "unknown section 'spectre': it takes formalism, spectra"),
     (("build", "-p", "rnak", "3"), "no section has a parameter 'rnak'"),
     (("build", "--only", "spectre"), "unknown section 'spectre'"),

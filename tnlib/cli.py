@@ -4,6 +4,7 @@ import click
 
 PARAMETER = click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
                          help="A notebook's parameter; may be repeated.")
+PROFILES = click.Choice(["published", "shapes", "full"])
 DATA = click.option("--data", type=click.Path(), help="The folder that holds the data sets.")
 
 
@@ -25,7 +26,7 @@ def main():
 
 
 @main.command()
-@click.option("--profile", type=click.Choice(["published", "shapes", "full"]), default="published", show_default=True,
+@click.option("--profile", type=PROFILES, default="published", show_default=True,
               help="published: from published/; shapes: small and live, no data set needed; full: everything anew.")
 @click.option("--only", multiple=True, metavar="SECTION", help="Bring only this section up to date; may be repeated.")
 @PARAMETER
@@ -40,11 +41,12 @@ def build(profile, only, given):
 
 @main.command()
 @click.argument("section")
+@click.option("--profile", type=PROFILES, help="As in build; the same as -p profile.")
 @PARAMETER
-def run(section, given):
+def run(section, profile, given):
     """Run one SECTION with other parameters, below runs/, and compare its numbers with the published ones."""
     from .publishing.building import run_section
-    run_section(section, _values(given))
+    run_section(section, ({"profile": profile} if profile else {}) | _values(given))
 
 
 @main.command()

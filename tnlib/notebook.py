@@ -4,7 +4,7 @@
     from tnlib.notebook import DatasetName, Profile, Seed    # the types of the parameters cell
 """
 
-from .experiments.drops import harmless, harmless_error_ratios, one_points
+from .experiments.drops import barrier, counts, harmless, harmless_error_ratios, one_points, score_interval
 from .experiments.gauges import gauged_errors
 from .experiments.statistics import (curve_bootstrap, informative, kendall, kendall_difference, percentile_interval,
                                      student_interval)
@@ -12,13 +12,15 @@ from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .publishing.page import parameters
-from .publishing.parameters import (Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
+from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Spread)
-from .publishing.results import results
+from .publishing.results import measured, results, titles
 from .publishing.scorecard import scorecard
 
-__all__ = ["parameters", "results", "scorecard", "figure", "table", "value", "Diagram", "align", "CUT_STYLES",
+__all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
+           "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
-           "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative", "kendall",
-           "kendall_difference", "one_points", "percentile_interval", "student_interval",
-           "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]
+           "barrier", "counts", "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative",
+           "kendall", "kendall_difference", "one_points", "percentile_interval", "score_interval", "student_interval",
+           "CaseName", "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed",
+           "Spread"]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from tnlib.experiments.drops import (as_norm_loss, counts, discarded_weight, harmless, harmless_error_ratios, norm_loss,
-                                     one_point, one_points, pack_difference, score_interval, unpack_difference,
-                                     upper_bound)
+from tnlib.experiments.drops import (as_norm_loss, barrier, counts, discarded_weight, harmless, harmless_error_ratios,
+                                     norm_loss, one_point, one_points, pack_difference, score_interval,
+                                     unpack_difference, upper_bound)
 
 # lost, gained, images, level: the interval of (lost − gained)/images as published
 PUBLISHED = {
@@ -340,3 +340,17 @@ def test_ratios_to_matched_noise_are_over_the_geometric_mean_of_its_draws():
     assert found["epsilon_star"][0] == pytest.approx(middle(1))
     assert found["noise_epsilon_star"][0] == pytest.approx(math.sqrt(middle(0) * middle(2)))
     assert found["ratio"][0] == pytest.approx(middle(1) / math.sqrt(middle(0) * middle(2)))
+
+
+# ---- paths -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("accuracy, height", [
+    ([0.8, 0.8, 0.8], 0), ([0.8, 0.7, 0.8], 10), ([0.8, 0.85, 0.9], 0), ([0.8, 0.9, 0.9], 0), ([0.9, 0.8, 0.8], 5)])
+def test_a_barrier_is_below_the_line_between_the_ends(accuracy, height):
+    assert barrier([0, 0.5, 1], accuracy) == pytest.approx(height)
+
+
+@pytest.mark.parametrize("position, accuracy", [([0, 1, 0.5], [1, 1, 1]), ([0, 1], [1, 1, 1]), ([0], [1])])
+def test_a_path_has_two_ends_and_goes_one_way(position, accuracy):
+    with pytest.raises(ValueError, match="positions ascending"):
+        barrier(position, accuracy)

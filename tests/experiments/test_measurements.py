@@ -16,7 +16,7 @@ import torch
 from tnlib.experiments import catalogue, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure
-from tnlib.experiments.tables import bits_path, read_bits, read_table
+from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
 from tnlib.experiments.truncations import cut_truncations
 
 
@@ -73,6 +73,15 @@ def test_on_fewer_images_the_card_says_which(small, monkeypatch):
     for layer, kernel in kernels.items():
         network.get_submodule(layer).weight.data = kernel
     assert np.array_equal(right[0], evaluate(network, small).correct[chosen])
+
+
+def test_answers_stand_beside_the_rows_that_they_are_of(small):
+    path = measure("truncation", "vanilla", small, progress=False)
+    table = read_answers(path)
+    assert table.drop(columns="answers").equals(read_table(path))
+    assert [len(answers) for answers in table["answers"]] == table["images"].tolist()
+    assert set(zip(table["split"], table["images"])) == {("test", 60), ("validation", 20)}
+    assert [answers.sum() for answers in table["answers"]] == table["correct"].tolist()
 
 
 def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypatch):

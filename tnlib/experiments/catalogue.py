@@ -20,6 +20,7 @@ from .truncations import cut_truncations, joint_truncations
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
 QUICK_TRAIN_IMAGES = 500  # on the data set for trying
+QUICK_EVALUATED = 1000  # training images there on which re-trained networks are evaluated
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
@@ -108,7 +109,7 @@ def _ring(its: Subject):
 
 
 def _retraining(its: Subject, **options) -> Retraining:
-    less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": 1000} if its.quick else {}
+    less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": QUICK_EVALUATED} if its.quick else {}
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
 
 

@@ -138,6 +138,17 @@ def check_level(level: float, least: float = 0.0) -> float:
     return level
 
 
+def barrier(position, accuracy) -> float:
+    """The most that accuracy, a fraction, falls below the straight line between a path's ends, in points; at least 0.
+
+    `position`, `accuracy`: (steps,), positions ascending. Source: Entezari et al., ICLR 2022 (there of the loss).
+    """
+    position, accuracy = np.asarray(position, dtype=float), np.asarray(accuracy, dtype=float)
+    if position.ndim != 1 or position.shape != accuracy.shape or len(position) < 2 or not (np.diff(position) > 0).all():
+        raise ValueError(f"position and accuracy must be (steps,), positions ascending, got {position} and {accuracy}")
+    return float(100 * (np.interp(position, position[[0, -1]], accuracy[[0, -1]]) - accuracy).max())
+
+
 # ---- losses, and the one-point rank of a curve -------------------------------------------------------------------
 
 def norm_loss(norm_kept):

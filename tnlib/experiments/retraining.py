@@ -71,6 +71,13 @@ def with_noise(model: nn.Module, factors: dict[str, KernelFactors], seed: int) -
 
 # ---- the runs ----------------------------------------------------------------------------------------------------
 
+def restart(name: str, dataset: str, epochs: int = EPOCHS) -> Recipe:
+    """The recipe of the network `name` on the data set `dataset`, but shorter and at a lower learning rate."""
+    entry = network(name)
+    own = entry.recipes.get(dataset, entry.recipe)
+    return dataclasses.replace(own, epochs=epochs, peak_lr=min(PEAK_LR, own.peak_lr), warmup=WARMUP)
+
+
 @dataclass
 class Retraining:
     """All runs of `model` (called `name`) on `dataset`: for `epochs`, of these `cases` in these `arms`; training loss is
@@ -96,10 +103,7 @@ class Retraining:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The network's own recipe, but shorter and at a lower learning rate."""
-        entry = network(self.name)
-        own = entry.recipes.get(self.dataset.name, entry.recipe)
-        return dataclasses.replace(own, epochs=self.epochs, peak_lr=min(PEAK_LR, own.peak_lr), warmup=WARMUP)
+        return restart(self.name, self.dataset.name, self.epochs)
 
     @cached_property
     def some_training_images(self) -> Dataset:
@@ -157,7 +161,7 @@ class Retraining:
     def last_weights(self, case: Case | None, arm: str):
         """Where the weights that a run ends in are: below runs/, for the paths between them."""
         case = "" if case is None else f"-{case.cut.replace(',', '')}-{case.strength}"
-        return RUNS / "retraining" / f"{stem(self.name, self.dataset.name, self.seed)}-{self.epochs}{case}-{arm}.safetensors"
+        return RUNS / "retrained" / f"{stem(self.name, self.dataset.name, self.seed)}-{self.epochs}{case}-{arm}.safetensors"
 
     def start(self, case: Case | None, arm: str) -> tuple[nn.Module, dict]:
         """The network that a run trains, and the labels of `truncated_to`."""

@@ -105,6 +105,13 @@ def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.nd
     return found
 
 
+def read_answers(path) -> pd.DataFrame:
+    """A table with a column more, `answers`: which images a row answers right, bool (images,). Raises as `read_bits`."""
+    table = read_table(path)
+    bits = read_bits(path, table.groupby("split", sort=False)["images"].first().to_dict())
+    return table.assign(answers=[row for _, right in bits.values() for row in right])
+
+
 def read_spectra(path) -> pd.DataFrame:
     """The singular values that a table's rows have beside them: the table's columns, `layer`, `index` (from 1), `value`.
 

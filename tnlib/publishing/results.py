@@ -1,14 +1,18 @@
 """The numbers that a page shows, by the name of what was measured."""
 
+import dataclasses
 import os
 from functools import cache, partial
 
 import pandas as pd
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
+from ..experiments.catalogue import QUICK_EVALUATED
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.measurements import measure as measure_table
-from ..experiments.tables import find_table, read_spectra, read_table
+from ..experiments.retraining import TRAIN_IMAGES, restart
+from ..experiments.strengths import STEPS
+from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.weights import find_weights, read_card, trained_seeds
 from .figures import OUTPUT_VARIABLE
 
@@ -44,9 +48,18 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     return pd.concat(map(read, tables), ignore_index=True)
 
 
+def _recipes(model: str, dataset: str) -> pd.DataFrame:
+    first = read_card(find_weights(model, dataset, trained_seeds(model, dataset)[0]))["recipe"]
+    own = {"bisection_steps": STEPS,
+           "evaluated_train_images": QUICK_EVALUATED if dataset == "shapes" else TRAIN_IMAGES}
+    return pd.DataFrame([first, dataclasses.asdict(restart(model, dataset)) | own], index=["training", "retraining"])
+
+
 EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
     "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
+    "retraining-answers": partial(_measured, "retraining", read=read_answers),
+    "retraining-recipe": _recipes,
     "networks": _networks,
     "training": _training,
     "spectra": _spectra,
@@ -59,12 +72,24 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
-    `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining".
-    "networks": one row a network, what its card says of it. "training": the entropies of its kernels before training
-    and after each epoch (none where the card is older). "spectra" and "spectrum-summary": computed here from the
-    weights, see `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises
-    `ValueError` for an unknown experiment.
+    `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
+    "retraining-answers": its table with the bits of every row, `answers`; "retraining-recipe": how its networks were
+    trained first, and how again. "networks": one row a network, what its card says of it. "training": the entropies of
+    its kernels before training and after each epoch (none where the card is older). "spectra" and "spectrum-summary":
+    computed here from the weights, see `network_spectra` (which takes the options) and `summary` in
+    tnlib.experiments.kernel_spectra. Raises `ValueError` for an unknown experiment.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
     return EXPERIMENTS[experiment](model, dataset, **options)
+
+
+def measured(experiment: str, model: str, datasets, **options) -> pd.DataFrame:
+    """`results` on several data sets, one below the other, with the column `dataset` as they are named in `datasets`."""
+    return pd.concat([results(experiment, model, name, **options).assign(dataset=name) for name in datasets],
+                     ignore_index=True)
+
+
+def titles(*datasets: str) -> dict[str, str]:
+    """Name → what a page calls a data set, each once, in their order."""
+    return {name: name.split("/")[-1].replace("cifar", "CIFAR-") for name in datasets}
