@@ -192,12 +192,6 @@ def test_specificity_is_truncated_minus_noise():
     assert tests.specificity(retraining_of(5, noise_behind=-0.01), ASKED["3"], asked).verdict == "not reproduced"
 
 
-def test_the_barrier_is_below_the_line_between_the_ends():
-    path = pd.DataFrame({"position": [1.0, 0.0, 0.5], "accuracy": [0.80, 0.90, 0.82]})
-    assert tests.barrier(path) == pytest.approx(3.0)
-    assert tests.barrier(path.assign(accuracy=[0.80, 0.90, 0.88])) == pytest.approx(0.0), "above the line is no barrier"
-
-
 @pytest.mark.parametrize("runs, paths, word", [
     ({"recovering": 5}, {"dip": 1.0}, "reproduced"),
     ({"recovering": 2}, {"dip": 1.0}, "partly"),                                # three train to twice the loss

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ..experiments.drops import as_norm_loss, harmless
+from ..experiments.drops import as_norm_loss, barrier, harmless
 from ..experiments.retraining import CASES
 from .claims import Part, share_part
 
@@ -118,14 +118,9 @@ def specificity(runs: pd.DataFrame, thresholds: dict, asked: float) -> Part:
                 tuple((100 * (free - noise)).groupby(level="seed").mean()), "points", asked, 0.0, len(free))
 
 
-def barrier(path: pd.DataFrame) -> float:
-    """Points of accuracy by which a path dips below the straight line between its ends; at least 0.
-
-    `path`: rows with `position` from 0 to 1 and `accuracy`, a fraction.
-    """
+def _barrier(path: pd.DataFrame) -> float:
     path = path.sort_values("position")
-    accuracy, position = path["accuracy"].to_numpy(), path["position"].to_numpy()
-    return float(100 * (accuracy[0] + position * (accuracy[-1] - accuracy[0]) - accuracy).max())
+    return barrier(path["position"], path["accuracy"])
 
 
 def minima(runs: pd.DataFrame, paths: pd.DataFrame, arm: str = "free") -> pd.DataFrame:
@@ -138,8 +133,8 @@ def minima(runs: pd.DataFrame, paths: pd.DataFrame, arm: str = "free") -> pd.Dat
     ours, continued = arm_at(runs, arm, last), arm_at(runs, "continued", last)
     found = pd.DataFrame({"ratio": ours["train_loss"].div(continued["train_loss"], level="seed"),
                           "difference": ours["loss"].sub(continued["loss"], level="seed")})
-    own = {key: barrier(path) for key, path in paths[paths["arm"] == "free"].groupby(["seed", "cut", "strength"])}
-    between = {seed: barrier(path) for seed, path in paths[paths["arm"] == "reordered"].groupby("seed")}
+    own = {key: _barrier(path) for key, path in paths[paths["arm"] == "free"].groupby(["seed", "cut", "strength"])}
+    between = {seed: _barrier(path) for seed, path in paths[paths["arm"] == "reordered"].groupby("seed")}
     return found.assign(barrier=[own[key] for key in found.index],
                         reference=[between[seed] for seed in found.index.get_level_values("seed")])
 
