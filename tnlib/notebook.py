@@ -8,6 +8,7 @@ from .experiments.drops import barrier, counts, harmless, harmless_error_ratios,
 from .experiments.gauges import gauged_errors
 from .experiments.statistics import (curve_bootstrap, informative, kendall, kendall_difference, percentile_interval,
                                      student_interval)
+from .experiments.strengths import CASES
 from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
@@ -18,7 +19,7 @@ from .publishing.results import measured, results, titles
 from .publishing.scorecard import scorecard
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "CUT_STYLES",
+           "CASES", "CUT_STYLES",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative",
            "kendall", "kendall_difference", "one_points", "percentile_interval", "score_interval", "student_interval",
