@@ -69,8 +69,10 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
 def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress):
     # As bytes, pickled once: tensors handed over between processes would each hold a file open.
     network = None if executor is None else pickle.dumps((graph, probe))
-    worker, key, threads = Worker(graph, probe), uuid.uuid4().hex, torch.get_num_threads()
-    pending = deque()
+    key, threads, pending = uuid.uuid4().hex, torch.get_num_threads(), deque()
+    if executor is not None:
+        _graphs[key] = copy.deepcopy((graph, probe))
+    worker = Worker(graph, probe)  # which makes the graph its own
 
     def submit(group):
         kernels = [cell for _, cell in group.cells]
@@ -94,6 +96,7 @@ def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, p
             for _, units in pending:
                 for unit in units:
                     unit.cancel()
+            _graphs.pop(key, None)
             torch.set_num_threads(threads)  # a pool of threads shares this process's setting
 
 
@@ -185,13 +188,16 @@ def _done(result) -> Future:
     return future
 
 
+# Of the sweeps under way, for workers that are threads of this process: unpickling a graph traces it anew, and while one
+# thread traces, torch takes the calls of modules in all others for part of it.
+_graphs: dict = {}
 _mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
 
 
 def _remote_unit(key, network, preprocess, cells, *images):
     torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
     if getattr(_mine, "key", None) != key:
-        _mine.worker = Worker(*pickle.loads(network))
+        _mine.worker = Worker(*(copy.deepcopy(_graphs[key]) if key in _graphs else pickle.loads(network)))
         _mine.key = key
     return _mine.worker.evaluate(preprocess, pickle.loads(cells), *images)
 

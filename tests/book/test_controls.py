@@ -1,0 +1,51 @@
+"""The chapter on controls: its numbers again from the tables, without its code."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tnlib.experiments.tables import find_table, read_table
+from tnlib.publishing.building import glued_values
+
+KINDS = ("noise", "random-rank", "random-error", "smallest", "filters")
+
+
+@pytest.fixture(scope="module")
+def said(shapes_jobs):
+    return glued_values(shapes_jobs["controls"].executed)
+
+
+def test_each_control_is_beside_its_own_truncation(shapes_jobs, said):
+    table = read_table(find_table("controls", "vanilla", "shapes", 0))
+    drops = {key: group.set_index("kind")["accuracy_drop"] for key, group in
+             table[table.kind != "mean"].groupby(["layer", "cut", "rank"])}
+    drawn = pd.read_csv(shapes_jobs["controls"].folder / "figures" / "controls-pairs.csv")
+    assert len(drawn) == len(KINDS) * len(drops) > 50
+    for kind in KINDS:
+        telling = [found for found in drops.values() if max(found[kind], found["truncation"]) > 1]
+        better = [found["truncation"] < found[kind] for found in telling]
+        assert float(said[f"better-{kind}"]) == pytest.approx(100 * np.mean(better), abs=1e-6)
+        assert float(said[f"gap-{kind}"]) == pytest.approx(np.median([found[kind] - found["truncation"] for found in telling]))
+    for row in drawn.itertuples():
+        assert row.accuracy_drop == pytest.approx(drops[row.layer, row.cut, row.rank][row.kind], abs=1e-6)
+        assert row.accuracy_drop_truncation == pytest.approx(drops[row.layer, row.cut, row.rank]["truncation"], abs=1e-6)
+
+
+def test_a_constant_layer_leaves_guessing(said):
+    means = read_table(find_table("controls", "vanilla", "shapes", 0)).query("kind == 'mean'")
+    assert len(means) == 4 and np.allclose(means["accuracy"], 0.1), "a plain chain"
+    assert float(said["mean-least"]) == pytest.approx(means["accuracy_drop"].min(), abs=1e-6)
+
+
+def test_the_gauges_are_those_of_the_table(shapes_jobs, said):
+    table = read_table(find_table("gauges", "vanilla", "shapes", 0))
+    first = table.groupby(["gauge", "layer", "cut"]).first()
+    share = first["entropy"] / np.log2(first["max_rank"])
+    assert float(said["gauge-entropy"]) == pytest.approx((share["random"] - share["trained"]).median(), abs=1e-6) and \
+        float(said["gauge-entropy"]) < 0
+    drawn = pd.read_csv(shapes_jobs["controls"].folder / "figures" / "controls-gauges.csv").set_index(["gauge", "layer", "cut"])
+    assert len(drawn) == 3 * 20 and np.allclose(drawn["share"], share.loc[drawn.index], atol=1e-6)
+
+
+def test_what_is_not_trained_on_a_data_set_is_said(said):
+    assert said["count-without"] == "no network" and said["decay-words"] == "the second is not measured here"
