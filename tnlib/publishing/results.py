@@ -5,15 +5,17 @@ import os
 from functools import cache, partial
 
 import pandas as pd
+import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.catalogue import QUICK_EVALUATED
-from ..experiments.kernel_spectra import network_spectra, summary
+from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
+from ..experiments.networks import network
 from ..experiments.retraining import TRAIN_IMAGES, restart
 from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
-from ..experiments.weights import find_weights, read_card, trained_seeds
+from ..experiments.weights import find_weights, load_model, read_card, trained_seeds
 from .figures import OUTPUT_VARIABLE
 
 _spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
@@ -30,10 +32,16 @@ def _training(model: str, dataset: str) -> pd.DataFrame:
     rows = []
     for seed in trained_seeds(model, dataset):
         card = read_card(find_weights(model, dataset, seed))
-        epochs = {0: card.get("initial_entropy", {})} | {row["epoch"]: row.get("entropy", {}) for row in card["history"]}
+        if "initial_entropy" in card:
+            epochs = {0: card["initial_entropy"]} | {row["epoch"]: row["entropy"] for row in card["history"]}
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # as training begins
+                fresh = network(model).build(**card["architecture"])
+            epochs = {0: entropies(fresh), card["recipe"]["epochs"]: entropies(load_model(model, dataset, seed))}
         rows += [{"seed": seed, "epoch": epoch, "layer": layer, "cut": cut, "entropy": bits}
                  for epoch, found in epochs.items() for layer, cuts in found.items() for cut, bits in cuts.items()]
-    return pd.DataFrame(rows, columns=["seed", "epoch", "layer", "cut", "entropy"])
+    return pd.DataFrame(rows)
 
 
 def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
