@@ -180,7 +180,7 @@ def executed(monkeypatch, folder, **given):
 
 
 def test_several_networks_and_data_sets(monkeypatch, tmp_path, other_results):
-    captions, said = executed(monkeypatch, tmp_path, seed=1)
+    captions, said = executed(monkeypatch, tmp_path, seed=1, case=CASE)
     shown = "CIFAR-10: mean and standard deviation over 2 networks, CIFAR-100: one network"
     assert shown in captions["retraining-accuracy"]
     assert "seed 1, one network" in captions["retraining-spectra"]

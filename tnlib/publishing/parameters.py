@@ -120,7 +120,8 @@ def validate(parameters: dict[str, Parameter], values: dict[str, Any], section: 
 
 def _check_profile(values, section):
     """A profile is the same everywhere: `shapes` on another data set would pose as what it is not."""
-    wanted = {name: value for name, value in PROFILES[values.get("profile", "published")].items() if name in values}
+    wanted = {name: value for name, value in PROFILES[values.get("profile", "published")].items()
+              if name in values and name != "case"}  # any case that is measured on the data set will do
     wrong = {name: values[name] for name, value in wanted.items() if values[name] != value}
     if wrong:
         raise ParameterError(f"section {section!r}: the profile {values['profile']!r} goes with "
