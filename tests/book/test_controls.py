@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+from tnlib.experiments.files import ROOT
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.publishing.building import glued_values
 
@@ -50,3 +52,10 @@ def test_the_gauges_are_those_of_the_table(shapes_jobs, said):
 def test_what_is_not_trained_on_a_data_set_is_said(said):
     assert said["count-without"].strip("'") == "no network"
     assert said["decay-words"].strip("'") == "the second is not measured here"
+
+
+def test_what_the_text_says_was_asked_for_is_what_the_claims_file_asks():
+    asked = {claim["id"]: claim["thresholds"] for claim in yaml.safe_load((ROOT / "book" / "claims.yml").read_text())["claims"]}
+    assert asked["1a"]["lambda_star"] == asked["2"]["median_deficit"] == 0.10 and asked["2"]["least_max_rank"] == 8
+    text = (ROOT / "book" / "06_controls.ipynb").read_text(encoding="utf-8")
+    assert "Claim 2 asks for at least 10 % in both" in text and "found.mean() >= 0.10" in text and "max_rank >= 8" in text

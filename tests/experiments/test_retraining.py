@@ -227,7 +227,7 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
-    assert "missing" not in read_card(again)
+    assert "missing" not in read_card(again) and "float" in read_card(again)["calls"][0]["training_precision"]
 
 
 def test_several_workers_end_in_the_same_table(short, small, tmp_path):

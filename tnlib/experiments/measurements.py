@@ -17,7 +17,7 @@ from .replacements import Replacements
 from .store import Store
 from .sweep import sweep
 from .tables import UNTRUNCATED, write_table
-from .training import as_trained_on
+from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
 from .weights import find_weights, load_model, read_card, stem
 
@@ -29,8 +29,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
     in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
-    hours: where one fails or Ctrl-C stops them, a table of those that have ended is left, whose card says which are `missing`. Raises `ValueError`,
-    `FileNotFoundError` or `StoreError` with what to do.
+    hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left, whose card says which
+    are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -46,11 +46,12 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     if missing:
-        call, begun = store.begin({"started": now(), **provenance()}), time.perf_counter()
+        precision = {"training_precision": training_precision()} if entry.runs else {}
+        call, begun = store.begin({"started": now(), **precision, **provenance()}), time.perf_counter()
         try:
             for place, found in results:
                 store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
-        except BaseException:  # a stop, or what a later run lacks
+        except (KeyboardInterrupt, FileNotFoundError, ValueError):
             if entry.runs and (lacking := _lacking(entry, subject, store.places())):
                 write_table(entry, store, path, identity | {"missing": lacking}, dataset)
             raise

@@ -129,8 +129,8 @@ class Retraining:
             self._truncated = {case: truncated_to(self.model, self.dataset, case, level)}
         return copy.copy(self)
 
-    def run(self, case: Case | None, arm: str, epochs: int | None = None) -> Iterator[tuple[dict, Evaluation]]:
-        """Train, and yield (labels, test evaluation) before the first epoch and after each (of the first `epochs`).
+    def run(self, case: Case | None, arm: str) -> Iterator[tuple[dict, Evaluation]]:
+        """Train, and yield (labels, test evaluation) before the first epoch and after each.
 
         Labels: those of `keys`, of `truncated_to`, `train_loss` and `train_accuracy` on `some_training_images`, and
         `spectrum`: layer → singular values at the case's cut. The last weights of the runs "free", "continued" and
@@ -139,7 +139,7 @@ class Retraining:
         module, about = self.start(case, arm)
         cut = "OUT,KW" if case is None or case.cut == "CP" else case.cut
         training = self.training(module, arm)
-        for key in self.keys(case, arm)[:None if epochs is None else epochs + 1]:
+        for key in self.keys(case, arm):
             if key["epoch"]:
                 training(key["epoch"] - 1)
             seen = evaluate(module, self.some_training_images)
@@ -149,7 +149,7 @@ class Retraining:
                 "train_loss": seen.loss, "train_accuracy": seen.accuracy,
                 "spectrum": {layer: [float(f"{value:.6g}") for value in values] for layer, values in spectrum.items()},
             }, evaluate(module, self.dataset)
-        if epochs is None and arm in ("free", "continued", "reordered"):
+        if arm in ("free", "continued", "reordered"):
             self._keep(module, self.last_weights(case, arm))
 
     def training(self, module: nn.Module, arm: str) -> Training:

@@ -89,6 +89,7 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
     if level is None:
         whole = evaluate(model, dataset, split="validation").accuracy
         level, reached = error_for_accuracy(accuracy, chance + case.strength * (whole - chance), whole)
+        level = round(level, 4)  # as the table has it, so that the table's ε leads to the same ranks
     factors = at(level)
     kept = lost = total = 0.0
     for layer, kernel in kernels.items():
@@ -97,7 +98,7 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
         lost += (kernel - approximation).double().square().sum().item()
         total += kernel.double().square().sum().item()
     return factors, {
-        "level": round(level, 4), "reached": reached,
+        "level": level, "reached": reached,
         "ranks": " ".join(str(factors[layer].factors[0].shape[1]) if layer in factors else "-" for layer in kernels),
         "norm_kept": (kept / total) ** 0.5, "relative_error": (lost / total) ** 0.5,
         "parameters": sum(factors[layer].num_parameters if layer in factors else kernel.numel()

@@ -66,7 +66,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         "shuffled_labels": entry.shuffled,
         "test_accuracy": test.accuracy, "test_loss": test.loss,
         "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
-        "precision": "bfloat16 autocast in training, float32 in evaluation" if _autocast(device)[1] else "float32",
+        "precision": training_precision(device),
         "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
         "train_seconds": round(seconds, 1), **provenance(device)})
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -175,6 +175,12 @@ def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
 def _autocast(device: torch.device) -> tuple[str, bool]:
     """The device's type, and whether bfloat16 pays there: on a CPU without matrix tiles (AMX) float32 is faster."""
     return device.type, device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
+def training_precision(device: torch.device | None = None) -> str:
+    """What a card says of the arithmetic of a training; `device`: None for the one that is trained on here."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16 autocast in training, float32 in evaluation" if _autocast(device)[1] else "float32"
 
 
 def _set_normalization(module, dataset) -> None:

@@ -202,7 +202,8 @@ class Scorecard:
                     at, check = part.interval, part.check or Interval(np.nan, np.nan, np.nan, 0)
                     rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": part.name,
                                  "kind": part.kind, "role": role, "value": at.estimate, "low": at.low, "high": at.high,
-                                 "check_low": check.low, "check_high": check.high, "networks": at.n, "comparisons": part.comparisons,
+                                 "check_low": check.low, "check_high": check.high, "networks": at.n,
+                                 "comparisons": part.comparisons,
                                  "threshold": part.threshold, "bound": part.bound, "p": part.p,
                                  "adjusted_p": v.adjusted if role == "decides" else None, "verdict": part.verdict})
             if not v.parts:
