@@ -128,6 +128,31 @@ def verify(sample, seed, data):
 
 
 @main.command()
+@click.argument("figure", required=False)
+@click.option("--list", "listed", is_flag=True, help="Print the names of all figures and tables, one a line.")
+@click.option("--files", type=click.Path(file_okay=False), metavar="DIR", help="Copy the figure's files and card to DIR.")
+def cite(figure, listed, files):
+    """Print what a citation of FIGURE (or of a table) of the built book needs: caption, BibTeX, files and provenance."""
+    import shutil
+    from pathlib import Path
+
+    from .publishing.building import book_cards, card_called
+    from .publishing.cards import about_sources, bibtex, sentence
+    if listed or not figure:
+        if figure or files or not listed:
+            raise click.UsageError("name a FIGURE, or say --list")
+        click.echo("\n".join(book_cards()))
+        return
+    card, folder = card_called(figure)
+    paths = [folder / name for name in (*card["files"], f"{figure}.json")]
+    if files:
+        Path(files).mkdir(parents=True, exist_ok=True)
+        paths = [Path(shutil.copy(path, files)) for path in paths]
+    click.echo("\n\n".join([card["caption"], sentence(card), bibtex(card), "Files:\n" + "\n".join(f"  {path}" for path in paths),
+                            "Made from:\n" + "\n".join(f"  {line}" for line in about_sources(card))]))
+
+
+@main.command()
 def claims():
     """Print the scorecard: the verdict on each claim of the paper, its number and interval, and why."""
     from rich.box import SIMPLE

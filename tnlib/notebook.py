@@ -15,11 +15,11 @@ from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, V
 from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Spread)
-from .publishing.results import measured, results, titles
-from .publishing.scorecard import scorecard
+from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
+from .publishing.results import measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "CASES", "CUT_STYLES",
+           "CASES", "CUT_STYLES", "ONE_COLUMN", "TWO_COLUMNS",
            "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative",
            "kendall", "kendall_difference", "one_points", "percentile_interval", "score_interval", "student_interval",

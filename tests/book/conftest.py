@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from tnlib.publishing.running import Job, run, section_values, sections
 from tnlib.publishing.site import render, stage_book
+
+from ..conftest import CHROMIUM
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,13 @@ def site(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     stage_book(list(jobs.values()), folder / "stage")
     return render(folder / "stage", folder).parent
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    os.environ.setdefault("PLAYWRIGHT_SKIP_VALIDATE_HOST_REQUIREMENTS", "1")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

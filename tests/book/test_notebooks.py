@@ -18,7 +18,7 @@ from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
-from tnlib.publishing.figures import OUTPUT_VARIABLE
+from tnlib.publishing.section import OUTPUT_VARIABLE
 from tnlib.publishing.running import sections
 
 every_section = pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)

@@ -1,11 +1,15 @@
 """What the commands `build` and `run` do: which notebooks to run with which values, and where the pages go."""
 
+import difflib
+from pathlib import Path
+
 import click
 import nbformat
 from rich.console import Console
 from rich.table import Table
 
 from ..experiments.files import ROOT, RUNS
+from .cards import read_cards
 from .parameters import ParameterError, changed, run_name
 from .running import Job, find_section, run, section_values, sections
 from .site import render, stage_book, stage_page
@@ -55,6 +59,27 @@ def run_section(name: str, given: dict) -> None:
     page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
     _compare(job, Job(section, {}, EXECUTED / name))
     click.echo(f"The page: {page}\nThe notebook: {job.executed}\nFigures and data: {job.folder / 'figures'}")
+
+
+def book_cards() -> dict[str, dict]:
+    """Id → card of every figure and table of the published book as it was last built, in its order.
+
+    Raises `FileNotFoundError` where it is not built.
+    """
+    cards = read_cards(EXECUTED / name / "figures" for name in sections())
+    if not cards:
+        raise FileNotFoundError(f"no figures in {EXECUTED}: the book is not built yet; build it with: tnlib build")
+    return cards
+
+
+def card_called(id: str) -> tuple[dict, Path]:
+    """The card of a figure or table of the built book, and the folder of its files. Raises `ValueError` with likely names."""
+    cards = book_cards()
+    if id not in cards:
+        near = difflib.get_close_matches(id, cards, n=3, cutoff=0.4)
+        raise ValueError(f"no figure or table {id!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+                         + " `tnlib cite --list` names them all")
+    return cards[id], EXECUTED / cards[id]["section"] / "figures"
 
 
 def glued_values(path) -> dict:

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Circle, Polygon, RegularPolygon
 
 from .figures import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION
+from .pictures import AS_IT_IS
 
 # kind → colour, number of corners (none: a circle), size
 KINDS = {
@@ -40,8 +41,10 @@ class Diagram:
         else:
             shape = RegularPolygon((x, y), corners, radius=size, orientation=math.radians(turn) + (math.pi / 4) * (corners == 4))
         shape.set(facecolor=color, edgecolor=BLACK, linewidth=0.8, zorder=3)
+        if color != BLACK:
+            shape.set(gid=AS_IT_IS)  # in the dark theme too: the label on it goes with its colour
         self.ax.add_patch(shape)
-        self.ax.text(x, y, label, ha="center", va="center_baseline", fontsize=8, zorder=4,
+        self.ax.text(x, y, label, ha="center", va="center_baseline", fontsize=8, zorder=4, gid=AS_IT_IS,
                      color="white" if color in (BLUE, GREEN, VERMILION) else "black")
         self._reach((x - size, y - size), (x + size, y + size))
         return x, y

@@ -4,7 +4,6 @@ import html
 import json
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from ..experiments.files import RUNS, atomic_path
-
-OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set by whoever runs it
+from ..experiments.files import atomic_path
+from .cards import about, check_card, write_card
+from .pictures import check_picture, write_pictures
+from .section import section
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker and a dash go with each, for print in grey.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK, GREY = (
@@ -28,54 +28,49 @@ CUT_STYLES = {
 }
 
 
-@dataclass
-class Section:
-    """The page that is being made: its name, and where its files go."""
+def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tuple[str, ...],
+           claims: tuple[str, ...]) -> None:
+    """Show `fig` as a numbered figure, and write its files into figures/: `id`.svg, .pdf, .png, .csv and a card, `id`.json.
 
-    name: str = "notebook"
-    folder: Path = field(default_factory=lambda: RUNS / "notebook")
-
-
-section = Section()  # set by `parameters`
-
-
-def open_section(name: str, run: str) -> None:
-    """Let figures go to the folder that the runner set, else to runs/`run`, and use the book's look."""
-    section.name = name
-    section.folder = Path(os.environ.get(OUTPUT_VARIABLE) or RUNS / run)
-    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
-
-
-def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame) -> None:
-    """Show `fig` as a numbered figure, and write figures/`id`.svg and `id`.csv.
-
-    `id`: lower-case words joined by hyphens, one in the book; text refers to it as {numref}`id`. `caption`: Markdown
-    that stands alone. `alt`: what is seen, for those who do not see it. `data`: the plotted values, tidy.
-    Raises `TypeError` or `ValueError` naming the argument.
+    `fig`: `ONE_COLUMN` or `TWO_COLUMNS` wide, no text below 7 points. `id`: lower-case words joined by hyphens, one in
+    the book; text refers to it as {numref}`id`. `caption`: Markdown that stands alone. `alt`: what is seen, for those who
+    do not see it. `data`: the plotted values, tidy; every value that is plotted is in it. `sources`: what it was drawn
+    from, by the names that `results` took ("truncation of NAME": of another network than the page's), or "weights" for
+    the page's network itself; none where it is drawn by formulas alone. `claims`: the ids in book/claims.yml that it
+    bears on, if any. Raises `TypeError` or `ValueError` naming the argument.
     """
     _check_labels(id, caption)
     if not isinstance(fig, plt.Figure):
         raise TypeError(f"figure {id!r}: fig must be a matplotlib Figure, got {type(fig).__name__}")
     if len(alt.split()) < 5 or alt.strip() == caption.strip():
         raise ValueError(f"figure {id!r}: alt must say what is seen, in other words than the caption; got {alt!r}")
-    _write_data(id, data)
-    plt.rcParams["svg.hashsalt"] = id  # the same bytes from the same figure
-    with atomic_path(section.folder / "figures" / f"{id}.svg") as temporary:
-        fig.savefig(temporary, format="svg", metadata={"Date": None, "Title": id, "Creator": "tnlib"})
+    _check_data(id, data)
+    check_card(id, sources, claims)
+    try:
+        check_picture(fig, data)
+    except ValueError as error:
+        raise ValueError(f"figure {id!r}: {error}") from None
+    folder, card = section.folder / "figures", {"id": id, "kind": "figure", "caption": caption, "alt": alt}
+    files = write_pictures(fig, folder, id, about(card))
     plt.close(fig)  # or Jupyter shows it a second time
-    svg = (section.folder / "figures" / f"{id}.svg").read_text(encoding="utf-8")
+    write_card(folder, card, [*files, _write_data(folder, id, data)], sources, claims)
+    svg = (folder / f"{id}.svg").read_text(encoding="utf-8")
     display({"image/svg+xml": svg, "text/plain": alt}, raw=True,
             metadata={"tnlib": {"id": id, "caption": caption, "alt": alt}})
 
 
-def table(frame: pd.DataFrame, id: str, caption: str, text: pd.DataFrame | None = None) -> None:
-    """Show a numbered table, and write figures/`id`.csv with the values of `frame` as they are.
+def table(frame: pd.DataFrame, id: str, caption: str, sources: tuple[str, ...], claims: tuple[str, ...],
+          text: pd.DataFrame | None = None) -> None:
+    """Show a numbered table, and write figures/`id`.csv with the values of `frame` as they are, and a card.
 
-    `text`: what the page shows, by default `frame` with numbers to four digits. Raises `TypeError` or `ValueError`
-    naming the argument.
+    `text`: what the page shows, by default `frame` with numbers to four digits. `sources` and `claims` as in `figure`.
+    Raises `TypeError` or `ValueError` naming the argument.
     """
     _check_labels(id, caption)
-    _write_data(id, frame)
+    _check_data(id, frame)
+    check_card(id, sources, claims)
+    folder = section.folder / "figures"
+    write_card(folder, {"id": id, "kind": "table", "caption": caption}, [_write_data(folder, id, frame)], sources, claims)
     shown = frame if text is None else text
     cells = shown.map(lambda entry: f"{entry:.4g}" if isinstance(entry, float) else str(entry))
     words = r"(\W\s)?[^\W\d_]"  # a letter first, or a sign and then a word
@@ -112,12 +107,16 @@ def _check_labels(id, caption):
         raise ValueError(f"{id!r}: the caption is empty")
 
 
-def _write_data(id, data):
+def _check_data(id, data):
     if not isinstance(data, pd.DataFrame) or data.empty:
         raise TypeError(f"{id!r}: data must be a DataFrame with at least one row, got "
                         f"{'an empty one' if isinstance(data, pd.DataFrame) else type(data).__name__}")
-    with atomic_path(section.folder / "figures" / f"{id}.csv") as temporary:
+
+
+def _write_data(folder: Path, id: str, data: pd.DataFrame) -> str:
+    with atomic_path(folder / f"{id}.csv") as temporary:
         data.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    return f"{id}.csv"
 
 
 def _pipes(cells: pd.DataFrame, left: list[bool]) -> str:

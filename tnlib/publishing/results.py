@@ -3,12 +3,14 @@
 import dataclasses
 import os
 from functools import cache, partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.catalogue import QUICK_EVALUATED
+from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import network
@@ -16,7 +18,9 @@ from ..experiments.retraining import TRAIN_IMAGES, restart
 from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.weights import find_weights, load_model, read_card, trained_seeds
-from .figures import OUTPUT_VARIABLE
+from .scorecard import Scorecard
+from .scorecard import scorecard as evaluate_claims
+from .section import OUTPUT_VARIABLE, section
 
 _spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
 
@@ -89,7 +93,25 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
-    return EXPERIMENTS[experiment](model, dataset, **options)
+    frame = EXPERIMENTS[experiment](model, dataset, **options)
+    of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
+    section.note(experiment + of, _files(experiment, model, dataset))
+    return frame
+
+
+def _files(experiment: str, model: str, dataset: str) -> list[Path]:
+    """The tables or the weights that `results` has just read."""
+    measured = experiment.removesuffix("-spectra").removesuffix("-answers")
+    find = partial(find_table, measured) if measured in MEASUREMENTS else find_weights
+    return [path for seed in trained_seeds(model, dataset) if (path := find(model, dataset, seed))]
+
+
+def scorecard() -> Scorecard:
+    """The verdicts on all claims, from everything that is published; see `Scorecard`."""
+    found = evaluate_claims()
+    names = dict.fromkeys(name for verdict in found.verdicts for name in verdict.tables)
+    section.note("scorecard", [PUBLISHED / ("results" if name.endswith(".csv") else "weights") / name for name in names])
+    return found
 
 
 def measured(experiment: str, model: str, datasets, **options) -> pd.DataFrame:

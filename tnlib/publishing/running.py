@@ -20,8 +20,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets.config import Config
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
-from .figures import OUTPUT_VARIABLE
 from .parameters import PROFILES, ParameterError, Parameter, declared, parameters_cell, validate
+from .section import OUTPUT_VARIABLE
 
 
 class NotebookError(RuntimeError):

@@ -12,6 +12,7 @@ import yaml
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
 from .running import Job
+from .sphinx_extension import FIGURES
 
 
 class SiteError(RuntimeError):
@@ -26,10 +27,7 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
             wanted[path.relative_to(ROOT)] = executed.get(path, path)
-    wanted |= _static() | _results()
-    for job in jobs:
-        for path in sorted((job.folder / "figures").glob("*")):
-            wanted[Path("figures") / path.name] = path
+    wanted |= _static() | _results() | _figures(jobs)
     _check_unique(jobs)
     _lay_out(wanted, stage)
 
@@ -47,7 +45,7 @@ def stage_page(job: Job, stage: Path) -> None:
         (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
               Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
-              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results()
+              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results() | _figures([job])
     wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
     _lay_out(wanted, stage)
 
@@ -85,8 +83,14 @@ def _static() -> dict[Path, Path]:
 
 
 def _results() -> dict[Path, Path]:
-    """The published tables, of which a page may offer one to download: {download}`rows </results/….csv>`."""
-    return {Path("results") / path.name: path for path in sorted((PUBLISHED / "results").glob("*.csv"))}
+    """The published tables: results/ beside the pages, of which a page may also say {download}`rows </results/….csv>`."""
+    paths = sorted((PUBLISHED / "results").glob("*.csv"))
+    return {folder / path.name: path for folder in (Path("results"), Path("extra/results")) for path in paths}
+
+
+def _figures(jobs: list[Job]) -> dict[Path, Path]:
+    """The files of the figures: figures/ beside the pages."""
+    return {FIGURES / path.name: path for job in jobs for path in sorted((job.folder / "figures").glob("*"))}
 
 
 def _check_unique(jobs: list[Job]) -> None:
@@ -117,5 +121,6 @@ def _digest(stage: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in stage.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(stage)}\0".encode() + path.read_bytes())
-    digest.update((Path(__file__).with_name("sphinx_extension.py")).read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*.py")):  # the Sphinx extension and what it imports
+        digest.update(path.read_bytes())
     return digest.hexdigest()

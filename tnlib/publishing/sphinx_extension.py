@@ -1,6 +1,13 @@
-"""A Sphinx extension: what the book's pages do without, and a stop before the sources are rendered as they are."""
+"""A Sphinx extension: each figure in both themes, its files below it, what pages do without, and no unrun sources."""
 
+import html
 from pathlib import Path
+
+from docutils import nodes
+
+from .cards import about_sources, bibtex, read_cards, sentence
+
+FIGURES = Path("extra") / "figures"  # below the stage; on the site figures/, beside results/
 
 
 def setup(app):
@@ -8,8 +15,60 @@ def setup(app):
         # Not a Sphinx error: those come with two tracebacks.
         raise SystemExit("This folder holds the book's sources, whose notebooks have no outputs: the pages would be "
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
+    app.connect("doctree-read", _add_files, priority=400)  # before Sphinx copies the pictures that it finds
     app.connect("html-page-context", _without_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _add_files(app, doctree):
+    """Show the very files of a figure instead of a copy, and below each figure and table a line on its files."""
+    up = "../" * app.env.docname.count("/")
+    cards = read_cards([Path(app.srcdir) / FIGURES])
+    for node in list(doctree.findall(lambda node: isinstance(node, (nodes.figure, nodes.table)))):
+        card = next((cards[id] for id in node["ids"] if id in cards), None)
+        if card is None:
+            continue
+        for image in list(node.findall(nodes.image)):
+            image.parent.replace(image, _raw(_picture(card, up)))
+        place = node.parent.index(node) + 1
+        node.parent.insert(place, nodes.container("", *_line(card, up), classes=["figure-line"]))
+
+
+def _raw(text):
+    return nodes.raw("", text, format="html")
+
+
+def _picture(card: dict, up: str) -> str:
+    """The picture in both themes, of which the page shows one; a click opens it alone."""
+    alt = html.escape(card["alt"], quote=True)
+    images = "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{alt}">'
+                     for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
+    return f'<div class="figure-picture"><a href="{up}figures/{card["id"]}.svg">{images}</a></div>'
+
+
+def _line(card: dict, up: str) -> list[nodes.Node]:
+    """Download, cite, made from."""
+    return [_raw(f'<p>{downloads(card, up)}</p><details><summary>Cite</summary>'),
+            nodes.literal_block("", sentence(card), language="text"),
+            nodes.literal_block("", bibtex(card), language="bibtex"),
+            _raw(f"</details><details><summary>Made from</summary>{_made_from(card, up)}</details>")]
+
+
+def downloads(card: dict, up: str) -> str:
+    """Links to a figure's files, as HTML."""
+    return "Download " + " · ".join(f'<a href="{up}figures/{name}" download>{Path(name).suffix[1:].upper()}</a>'
+                                    for name in card["files"])
+
+
+def _made_from(card: dict, up: str) -> str:
+    """What is behind a figure, as HTML; published tables as links."""
+    lines = [html.escape(line) for line in about_sources(card)]
+    for source in card["sources"]:
+        if source["file"].startswith("published/results/"):
+            link = f'<a href="{up}results/{Path(source["file"]).name}">{source["file"]}</a>'
+            lines = [line.replace(f"{source['file']} ", f"{link} ") for line in lines]
+    items = "".join(f"<li>{line}</li>" for line in (*lines, f'<a href="{up}figures/{card["id"]}.json">the whole card</a>'))
+    return f"<ul>{items}</ul>"
 
 
 def _without_thebe(app, pagename, templatename, context, doctree):
