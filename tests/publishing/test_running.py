@@ -1,10 +1,16 @@
 """Running notebooks: only what changed, several at once, and a failing cell that says where it failed."""
 
+import datetime
+import json
+import platform
+from importlib.metadata import version
+
 import nbformat
 import pytest
 
+from tnlib.experiments.provenance import git_commit
 from tnlib.publishing import building, running
-from tnlib.publishing.running import Job, NotebookError, Section, run
+from tnlib.publishing.running import Job, NotebookError, Section, outdated, run
 from tnlib.publishing.site import SiteError, stage_book
 
 PARAMETERS = "rank: Rank = 8  # a rank"
@@ -24,10 +30,6 @@ def light(monkeypatch):
     monkeypatch.setattr(running, "_published", lambda: "same")
 
 
-def reasons(job):
-    return running._reasons(job, running._stamp(job))
-
-
 HEAD = f"from tnlib.notebook import Rank\n{PARAMETERS}"
 VALUE = "from tnlib import notebook as nb\nnb.parameters('tiny')\nnb.value('double', 2 * rank)"
 
@@ -42,12 +44,31 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     run([job], said.append)
     assert said[2:] == ["tiny: up to date"]
 
-    assert reasons(Job(section, {"rank": 6}, job.folder)) == ["its parameters changed"]
+    assert outdated(Job(section, {"rank": 6}, job.folder)) == ["its parameters changed"]
     monkeypatch.setattr(running, "_published", lambda: "other")
-    assert reasons(job) == ["published/ changed"]
+    assert outdated(job) == ["published/ changed"]
     monkeypatch.setattr(running, "_published", lambda: "same")
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
-    assert reasons(job) == ["its text changed"]
+    assert outdated(job) == ["its text changed"]
+
+
+def test_a_run_leaves_a_record_of_how_it_ran(tmp_path, light):
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + "\nimport torch; nb.value('threads', torch.get_num_threads())"),
+              {"rank": 5}, tmp_path / "out")
+    assert not job.has_run
+    begun = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    run([job], lambda words: None)
+    record = job.record
+    assert job.has_run and json.loads((job.folder / "run.json").read_text()) == record
+    assert record["parameters"] == record["changed"] == {"rank": 5}
+    assert begun <= datetime.datetime.fromisoformat(record["started"]) <= begun + datetime.timedelta(seconds=60)
+    assert 0 < record["seconds"] < 60 and str(record["threads"]) == building.glued_values(job.executed)["threads"]
+    assert record["versions"]["python"] == platform.python_version()
+    assert all(record["versions"][package] == version(package) for package in ("torch", "numpy", "papermill", "jupyter-book"))
+    assert record["git_commit"] == git_commit() and record["device"] and record["platform"]
+
+    run([Job(job.section, {"rank": 8}, job.folder)], lambda words: None)
+    assert job.record["parameters"] == {"rank": 8} and job.record["changed"] == {}
 
 
 def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tmp_path, light):
@@ -60,8 +81,8 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tm
         assert word in str(error.value)
     assert "Traceback" not in str(error.value) and "good.ipynb" not in str(error.value)
     assert building.glued_values(bad.executed) == {"double": "4"}, "what ran before the error is kept"
-    assert reasons(bad) == ["never run to its end"]
-    assert reasons(good) == [], "the other notebook ended well"
+    assert outdated(bad) == ["never run to its end"] and not bad.has_run
+    assert outdated(good) == [], "the other notebook ended well"
 
 
 def test_an_unknown_name_given_to_plain_papermill_stops_the_notebook(tmp_path, light):

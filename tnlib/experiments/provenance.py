@@ -18,11 +18,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def provenance(device="cpu") -> dict:
-    """Package versions, git commit, device and threads, as every card records them."""
+def provenance(device="cpu", packages=RECORDED) -> dict:
+    """Versions of python and of `packages`, git commit, device and threads, as every card records them."""
     return {
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions(packages)},
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -43,9 +43,9 @@ def git_commit() -> str | None:
         return None
 
 
-def _versions() -> dict:
+def _versions(packages) -> dict:
     found = {}
-    for package in RECORDED:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # a bare machine with a GPU need not have them all

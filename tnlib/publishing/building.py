@@ -41,7 +41,7 @@ def build_book(profile: str, only=(), given=None) -> None:
         click.echo("profile full: every result is computed anew from the published weights; days on a CPU, minutes "
                    "on a GPU. What is cut off goes on from where it was.")
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
-    run([job for job in jobs if not chosen or job.section.name in chosen or not (job.folder / "stamp.json").exists()],
+    run([job for job in jobs if not chosen or job.section.name in chosen or not job.has_run],
         click.echo)
     stage_book(jobs, folder / "stage")
     page = render(folder / "stage", ROOT if published else folder, click.echo)

@@ -20,8 +20,11 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets.config import Config
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
-from .parameters import PROFILES, ParameterError, Parameter, declared, parameters_cell, validate
+from ..experiments.provenance import RECORDED, now, provenance
+from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
 from .section import OUTPUT_VARIABLE
+
+PACKAGES = (*RECORDED, "matplotlib", "papermill", "jupyter-book")  # whose versions the record of a run names
 
 
 class NotebookError(RuntimeError):
@@ -42,7 +45,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Job:
-    """A section to run with all its parameters' `values`, into `folder`: the notebook, figures/ and a stamp."""
+    """A section to run with all its parameters' `values`, into `folder`.
+
+    It makes the executed notebook, figures/, run.json (`record`, how it ran) and stamp.json (what it was made from).
+    """
 
     section: Section
     values: dict[str, Any]
@@ -51,6 +57,19 @@ class Job:
     @property
     def executed(self) -> Path:
         return self.folder / self.section.path.name
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has run to its end, whatever changed since."""
+        return (self.folder / "run.json").exists() and (self.folder / "stamp.json").exists()
+
+    @property
+    def record(self) -> dict:
+        """How it last ran: `started, seconds, git_commit, versions, device, threads, platform, parameters, changed`.
+
+        `changed`: the parameters that were not the published ones. Raises `FileNotFoundError` where it never ran.
+        """
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
 
 
 def sections() -> dict[str, Section]:
@@ -85,7 +104,7 @@ def run(jobs: list[Job], say=print) -> None:
     todo = []
     for job in jobs:
         stamp = _stamp(job)  # before it runs: an edit meanwhile makes it run again
-        reasons = _reasons(job, stamp)
+        reasons = outdated(job, stamp)
         say(f"{job.section.name}: {'runs: ' + ', '.join(reasons) if reasons else 'up to date'}")
         if reasons:
             todo.append((job, stamp))
@@ -115,6 +134,7 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
+    record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values}
     begun = time.perf_counter()
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
@@ -135,7 +155,9 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
         return (f"{os.path.relpath(job.section.path, ROOT)}: its kernel died (out of memory?). "
                 f"The notebook as far as it ran: {job.executed}", time.perf_counter() - begun)
     _label_figures(job.executed)
-    write_json(job.folder / "stamp.json", stamp)
+    write_json(job.folder / "run.json", record | {"changed": changed(job.section.parameters, job.values),
+                                                  "seconds": round(time.perf_counter() - begun, 1)})
+    write_json(job.folder / "stamp.json", stamp)  # last: with it, everything is there
     return None, time.perf_counter() - begun
 
 
@@ -165,7 +187,9 @@ def _stamp(job: Job) -> dict[str, str]:
             "published/": _published(), "installed packages": _packages()}
 
 
-def _reasons(job: Job, stamp: dict[str, str]) -> list[str]:
+def outdated(job: Job, stamp: dict[str, str] | None = None) -> list[str]:
+    """Why a job has to run: what has changed since it last did; nothing where it is up to date."""
+    stamp = stamp or _stamp(job)
     try:
         before = json.loads((job.folder / "stamp.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +10,25 @@ from pathlib import Path
 import yaml
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
+from .generated import SiteError, fill
 from .running import Job
 from .sphinx_extension import FIGURES
 
 
-class SiteError(RuntimeError):
-    """Jupyter Book did not render the pages."""
-
-
 def stage_book(jobs: list[Job], stage: Path) -> None:
-    """Put the book's sources and the executed notebooks into `stage`; `jobs` must hold every section."""
+    """Put the book's sources and the executed notebooks into `stage`; `jobs` must hold every section.
+
+    What is generated stands in the pages in place of its marks. Raises `SiteError`.
+    """
+    _check_unique(jobs)
     executed = {job.section.path: job.executed for job in jobs}
     wanted = {Path("_config.yml"): ROOT / "_config.yml", Path("_toc.yml"): ROOT / "_toc.yml"}
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
-            wanted[path.relative_to(ROOT)] = executed.get(path, path)
+            wanted[path.relative_to(ROOT)] = (fill(path.read_text(encoding="utf-8"), jobs).encode()
+                                              if path.suffix == ".md" else executed.get(path, path))
     wanted |= _static() | _results() | _figures(jobs)
-    _check_unique(jobs)
     _lay_out(wanted, stage)
 
 
@@ -104,17 +104,20 @@ def _check_unique(jobs: list[Job]) -> None:
             owners[path.stem] = job.section.name
 
 
-def _lay_out(wanted: dict[Path, Path], stage: Path) -> None:
-    """Make `stage` hold just these files; what is the same keeps its time, so that Sphinx reads only what changed."""
+def _lay_out(wanted: dict[Path, Path | bytes], stage: Path) -> None:
+    """Make `stage` hold just these files, given as paths or as contents.
+
+    What is the same keeps its time, so that Sphinx reads only what changed.
+    """
     stage.mkdir(parents=True, exist_ok=True)
     for path in sorted(stage.rglob("*")):
         if path.is_file() and path.relative_to(stage) not in wanted:
             path.unlink()
     for name, source in wanted.items():
-        target = stage / name
-        if not target.is_file() or target.read_bytes() != source.read_bytes():
+        target, content = stage / name, source if isinstance(source, bytes) else source.read_bytes()
+        if not target.is_file() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            target.write_bytes(content)
 
 
 def _digest(stage: Path) -> str:

@@ -1,0 +1,139 @@
+"""What pages say of the book itself: filled in at every build, from notebooks, cards and the records of runs."""
+
+import io
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from tnlib.experiments.datasets import NAMES
+from tnlib.experiments.files import PUBLISHED, ROOT, write_json
+from tnlib.experiments.networks import NETWORKS
+from tnlib.experiments.weights import published_networks
+from tnlib.publishing import generated, running
+from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, status
+from tnlib.publishing.parameters import Types
+from tnlib.publishing.running import Job, Section, sections
+
+PROVENANCE = {"started": "2026-11-24T20:26:41+00:00", "git_commit": "0123456789abcdef", "device": "A CPU(R), 2 cores",
+              "threads": 1, "platform": "Linux", "versions": {"python": "3.11.7", "torch": "2.13.0"}}
+
+
+def tables(text):
+    """The tables of a generated text, each as frames of its cells."""
+    bodies = re.findall(r"```\{csv-table\}\n:header-rows: 1\n:class: generated\n\n(.*?)```$", text, re.M | re.S)
+    return [pd.read_csv(io.StringIO(body), dtype=str) for body in bodies]
+
+
+def test_a_mark_is_replaced_and_the_rest_is_left(monkeypatch):
+    monkeypatch.setitem(GENERATED, "names", lambda jobs: r"made of \1 " + ", ".join(jobs))
+    text = "# A page\n\n% generated: names\n\n% a comment\nand `% generated: names` in a line"
+    assert fill(text, ["a", "b"]) == text.replace("% generated: names\n", "made of \\1 a, b\n", 1)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are parameters, costs"):
+        fill("% generated: nmaes\n", [])
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem)
+def test_pages_ask_for_what_is_generated(page):
+    assert set(re.findall(r"^% generated: (.*)$", page.read_text(encoding="utf-8"), re.M)) <= GENERATED.keys()
+
+
+def test_every_parameter_of_every_chapter_and_every_type():
+    jobs = [Job(section, {}, section.path.parent) for section in sections().values()]
+    rows, types = tables(parameters(jobs))
+    declared = [(f"`{name}`", f"`{p.name}`", f"`{p.type}`", f"`{p.default!r}`", p.help)
+                for name, section in sections().items() for p in section.parameters.values()]
+    assert list(rows.columns) == ["section", "name", "type", "default", "meaning"]
+    assert list(rows.itertuples(index=False, name=None)) == declared
+    takes = {kind.strip("`"): words for kind, words in types.itertuples(index=False, name=None)}
+    assert takes.keys() == {kind.strip("`") for kind in rows["type"]} <= Types.keys()
+    assert all(f"`{name}`" in takes["ModelName"] for name in NETWORKS)
+    assert all(f"`{name}`" in takes["DatasetName"] for name in NAMES)
+    assert takes["Seed"] == "a whole number at least 0 and below 2,147,483,648"
+    assert takes["Spread"] == "a number above 0 and at most 5"
+    assert takes["Ranks"] == "a list of 1 to 20, each a whole number at least 1"
+    assert takes["Profile"] == "one of `published`, `shapes`, `full`"
+
+
+def card_of(folder, seed, rows, *calls):
+    (folder / "results").mkdir(exist_ok=True)
+    path = folder / "results" / f"noise-vanilla-cifar10-s{seed}"
+    path.with_suffix(".csv").write_text("x\n")
+    write_json(path.with_suffix(".json"), {"experiment": "noise", "model": "vanilla", "dataset": "cifar10", "rows": rows,
+                                           "calls": [PROVENANCE | call for call in calls]})
+
+
+def test_costs_by_network_and_machine_without_what_was_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(generated, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(generated, "published_networks", lambda: [
+        PROVENANCE | {"model": "vanilla", "dataset": "shapes", "recipe": {"epochs": 6}, "train_seconds": 600.0, "threads": 2}])
+    card_of(tmp_path, 0, 1200, {"seconds": 6000.0}, {"seconds": 600.0})
+    card_of(tmp_path, 1, 240, {"seconds": 600.0})
+    card_of(tmp_path, 2, 240, {}, {"seconds": 60.0})
+    card_of(tmp_path, 3, 240, {"device": "A GPU"})
+    text = costs([])
+    assert tables(text)[0].to_numpy().tolist() == [
+        ["`train`", "vanilla", "shapes", "1", "6 epochs", "10.0", "A CPU, 2 cores; 2 threads"],
+        ["`measure noise`", "vanilla", "cifar10", "3", "240 to 1200 rows", "10.0 to 110.0 (2 of 3)", "A CPU, 2 cores; 1 thread"],
+        ["`measure noise`", "vanilla", "cifar10", "1", "240 rows", "not recorded", "A GPU; 1 thread"]]
+    assert "Together these are 2 hours" in text
+
+
+def test_costs_count_every_published_network_and_table():
+    (table,) = tables(costs([]))
+    assert table["times"].astype(int).sum() == len(published_networks()) + len(list((PUBLISHED / "results").glob("*.csv")))
+
+
+@pytest.fixture
+def job_of(tmp_path, monkeypatch):
+    """A function that makes the job of a notebook that has run, with this in its record."""
+    monkeypatch.setattr(running, "_published", lambda: "same")
+    monkeypatch.setattr(generated, "git_commit", lambda: "fedcba9876543210+changes")
+
+    def make(name, **more):
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(), path)
+        job = Job(Section(name, path), {}, tmp_path / name)
+        write_json(job.folder / "run.json", PROVENANCE | {"seconds": 38.4, "parameters": {}, "changed": {}} | more)
+        write_json(job.folder / "stamp.json", running._stamp(job))
+        return job
+
+    return make
+
+
+def test_status_is_that_of_the_records(job_of):
+    jobs = [job_of("spectra"), job_of("noise", seconds=200.1, changed={"rank": 5, "cut": "OUT"}, git_commit=None)]
+    text = status(jobs)
+    runs, machines = tables(text)
+    assert "put together at commit `fedcba9876` and changes." in text
+    assert runs.map(lambda cell: cell.replace("\u00a0", " ")).to_numpy().tolist() == [
+        ["[spectra](spectra.ipynb)", "38 s", "published", "2026-11-24 20:26", "`0123456789`", "up to date"],
+        ["[noise](noise.ipynb)", "3 min 20 s", "`rank = 5`, `cut = 'OUT'`", "2026-11-24 20:26",
+         "unknown (not a git checkout)", "up to date"]]
+    assert machines.to_numpy().tolist() == [["all", "python 3.11.7, torch 2.13.0", "A CPU, 2 cores; 1 thread; Linux"]]
+
+
+def test_a_notebook_shown_as_it_last_ran_says_so_and_machines_are_told_apart(job_of, monkeypatch):
+    jobs = [job_of("spectra"), job_of("noise", versions={"python": "3.12.1"})]
+    jobs[0].section.path.write_text(jobs[0].section.path.read_text() + "\n")
+    runs, machines = tables(status(jobs))
+    assert runs["shown"].tolist() == ["as it last ran; since then: its text changed", "up to date"]
+    assert machines["notebooks"].tolist() == ["spectra", "noise"]
+    assert machines["versions"].tolist() == ["python 3.11.7, torch 2.13.0", "python 3.12.1"]
+
+
+def test_a_notebook_that_never_ran_has_no_status(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run.json"):
+        status([Job(Section("spectra", tmp_path / "spectra.ipynb"), {}, tmp_path)])
+
+
+def test_every_module_is_described():
+    (table,) = tables(modules([]))
+    empty = {path for path in (ROOT / "tnlib").rglob("*.py") if not path.read_text(encoding="utf-8").strip()}
+    there = {f"`{path.relative_to(ROOT).as_posix()}`" for path in set((ROOT / "tnlib").rglob("*.py")) - empty}
+    assert set(table["module"]) == there
+    assert all(words.endswith(".") and len(words) < 250 for words in table["what it is"]), "a sentence each"

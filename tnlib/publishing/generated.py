@@ -1,0 +1,159 @@
+"""What the book's pages say of the book itself, written anew at every build: a name, and a function from jobs to MyST.
+
+A line `% generated: NAME` of a page in book/ stands for it. To MyST that line is a comment.
+"""
+
+import ast
+import re
+from collections.abc import Callable
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from ..experiments.datasets import NAMES
+from ..experiments.files import PUBLISHED, ROOT
+from ..experiments.networks import NETWORKS
+from ..experiments.provenance import git_commit
+from ..experiments.strengths import CASES
+from ..experiments.weights import published_networks, read_card
+from ..tensors.cuts import CUTS
+from .gallery import gallery
+from .parameters import Types
+from .running import Job, outdated
+
+
+class SiteError(RuntimeError):
+    """The pages of the book could not be made."""
+
+
+def fill(text: str, jobs: list[Job]) -> str:
+    """A page's text with what is generated in place of its marks. Raises `SiteError` for a name that is not there."""
+    def made(mark):
+        if mark[1] not in GENERATED:
+            raise SiteError(f"a page asks for {mark[1]!r}, which is not generated: there are {', '.join(GENERATED)}")
+        return GENERATED[mark[1]](jobs)
+
+    return re.sub(r"^% generated: *(.*?) *$", made, text, flags=re.MULTILINE)
+
+
+# ---- the parameters of all chapters ----------------------------------------------------------------------------------
+
+NAMED = {  # types of which a schema says no more than that they are texts
+    "ModelName": "one of " + ", ".join(f"`{name}`" for name in NETWORKS),
+    "DatasetName": "one of " + ", ".join(f"`{name}`" for name in NAMES) + ", or the path of an `.npz` file",
+    "CutName": "one of " + "; ".join(f"`{cut.name}`" for cut in CUTS),
+    "LayerName": "a convolution of the network, as `tnlib.conv_kernels` names them",
+    "CaseName": "a truncation that is re-trained: one of " + "; ".join(
+        f"`{case.cut} at {case.strength:g}`" for case in CASES) + ", or another one that is measured",
+}
+
+
+def parameters(jobs: list[Job]) -> str:
+    """Every parameter of every chapter; then what the types take."""
+    declared = [(job.section.name, p) for job in jobs for p in job.section.parameters.values()]
+    rows = [{"section": f"`{section}`", "name": f"`{p.name}`", "type": f"`{p.type}`", "default": f"`{p.default!r}`",
+             "meaning": p.help} for section, p in declared]
+    types = [{"type": f"`{name}`", "takes": NAMED.get(name) or _takes(TypeAdapter(Types[name]).json_schema())}
+             for name in dict.fromkeys(p.type for _, p in declared)]
+    return f"{_table(rows)}\n\nWhat the types take:\n\n{_table(types)}"
+
+
+def _takes(schema: dict) -> str:
+    """A JSON schema in words."""
+    if "enum" in schema:
+        return "one of " + ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"a list of {schema['minItems']} to {schema['maxItems']}, each {_takes(schema['items'])}"
+    ends = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{words} {schema[end]:,}" for end, words in ends.items() if end in schema]
+    return f"a {'whole ' if schema['type'] == 'integer' else ''}number {' and '.join(limits)}"
+
+
+# ---- what it cost --------------------------------------------------------------------------------------------------------
+
+def costs(jobs: list[Job]) -> str:
+    """How long everything that is published took, by network and machine, from its cards."""
+    cards = [read_card(path) for path in sorted((PUBLISHED / "results").glob("*.csv"))]
+    every = pd.DataFrame([_training_cost(card) for card in published_networks()] + [_measuring_cost(c) for c in cards])
+    rows = []
+    for (command, network, machine, _), group in every.groupby(["command", "network", "machine", "epochs"], sort=False):
+        timed = group["minutes"].dropna()
+        what = "epochs" if group["epochs"].any() else "rows"
+        part = f" ({len(timed)} of {len(group)})" if 0 < len(timed) < len(group) else ""
+        rows.append({"`tnlib` …": f"`{command}`", "network": network, "data sets": ", ".join(group["dataset"].unique()),
+                     "times": len(group), "size": f"{_span(group[what], '{:.0f}')} {what}",
+                     "minutes": _span(timed, "{:.1f}") + part if len(timed) else "not recorded", "machine": machine})
+    hours = every["minutes"].sum() / 60
+    return (f"{_table(rows)}\n\nTogether these are {hours:.0f} hours of work, without what was cut off and so has no "
+            "recorded time.")
+
+
+def _training_cost(card: dict) -> dict:
+    return {"command": "train", "network": card["model"], "dataset": card["dataset"], "machine": _machine(card),
+            "epochs": card["recipe"]["epochs"], "rows": 0, "minutes": card["train_seconds"] / 60}
+
+
+def _measuring_cost(card: dict) -> dict:
+    seconds = [call.get("seconds") for call in card["calls"]]
+    return {"command": f"measure {card['experiment']}", "network": card["model"], "dataset": card["dataset"],
+            "machine": "; ".join(dict.fromkeys(_machine(call) for call in card["calls"])), "epochs": 0,
+            "rows": card["rows"], "minutes": None if None in seconds else sum(seconds) / 60}
+
+
+def _machine(record: dict) -> str:
+    threads = record["threads"]
+    return f"{record['device'].replace('(R)', '')}; {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _span(values, form: str) -> str:
+    return " to ".join(dict.fromkeys(form.format(value) for value in (values.min(), values.max())))
+
+
+# ---- the code --------------------------------------------------------------------------------------------------------------
+
+def modules(jobs: list[Job]) -> str:
+    """Every module of the library, and what it says of itself."""
+    paths = sorted((ROOT / "tnlib").rglob("*.py"), key=lambda path: (len(path.parts), path))
+    said = {path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in paths}
+    return _table([{"module": f"`{path.relative_to(ROOT).as_posix()}`", "what it is": " ".join(words.split("\n\n")[0].split())}
+                   for path, words in said.items() if words])
+
+
+# ---- how it ran ------------------------------------------------------------------------------------------------------------
+
+def status(jobs: list[Job]) -> str:
+    """When, how long, with what and where each notebook ran, from the records of the runs."""
+    rows, alike = [], {}
+    for job in jobs:
+        record, changes = job.record, outdated(job)
+        rows.append({"notebook": f"[{job.section.name}]({job.section.path.name})",
+                     "run time": _duration(record["seconds"]),
+                     "parameters": ", ".join(f"`{name} = {value!r}`" for name, value in record["changed"].items())
+                     or "published",
+                     "started (UTC)": record["started"][:16].replace("T", " "), "at commit": _commit(record["git_commit"]),
+                     "shown": f"as it last ran; since then: {', '.join(changes)}" if changes else "up to date"})
+        versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+        alike.setdefault((versions, f"{_machine(record)}; {record['platform']}"), []).append(job.section.name)
+    machines = [{"notebooks": "all" if len(alike) == 1 else ", ".join(names), "versions": versions, "machine": machine}
+                for (versions, machine), names in alike.items()]
+    return f"The book was put together at commit {_commit(git_commit())}.\n\n{_table(rows)}\n\n{_table(machines)}"
+
+
+def _commit(commit: str | None) -> str:
+    if commit is None:
+        return "unknown (not a git checkout)"
+    return f"`{commit[:10]}`" + (" and changes" if commit.endswith("+changes") else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return (f"{minutes} min {seconds} s" if minutes else f"{seconds} s").replace(" ", "\u00a0")  # on one line
+
+
+def _table(rows: list[dict]) -> str:
+    """Rows as a table whose cells are MyST."""
+    return f"```{{csv-table}}\n:header-rows: 1\n:class: generated\n\n{pd.DataFrame(rows).to_csv(index=False)}```"
+
+
+GENERATED: dict[str, Callable[[list[Job]], str]] = {
+    "gallery": gallery, "parameters": parameters, "costs": costs, "modules": modules, "status": status}
