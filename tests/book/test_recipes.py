@@ -24,7 +24,7 @@ from tnlib.experiments.training import train
 from tnlib.experiments.weights import load_model
 from tnlib.publishing import claim_tests, claims, scorecard
 from tnlib.publishing.evidence import Pair
-from tnlib.publishing.parameters import parse_value
+from tnlib.publishing.parameters import parameters_cell, parse_value
 from tnlib.publishing.running import Job, Section, run, sections
 
 from ..experiments.conftest import small  # noqa: F401  a fixture
@@ -58,12 +58,13 @@ def test_add_a_figure(tmp_path):
     (code,) = blocks("Add a figure", "python")
     first, *_ = [cell.source for cell in nbformat.read(sections()["spectra"].path, as_version=4).cells
                  if cell.cell_type == "code"]
-    sources = (first, 'profile: Profile = "published"  # a profile', 'nb.parameters("spectra");', code)
+    declared = parameters_cell(nbformat.read(sections()["spectra"].path, as_version=4))
+    sources = (first, declared, 'nb.parameters("spectra");', code)
     cells = [nbformat.v4.new_code_cell(source, id=f"c{k}") for k, source in enumerate(sources)]
     cells[1].metadata["tags"] = ["parameters"]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "spectra.ipynb")
-    job = Job(Section("spectra", tmp_path / "spectra.ipynb"), {"profile": "published"}, tmp_path / "out")
+    job = Job(Section("spectra", tmp_path / "spectra.ipynb"), {}, tmp_path / "out")
     run([job], lambda words: None)
     made = job.folder / "figures"
     assert (made / "my-entropies.svg").is_file() and len(pd.read_csv(made / "my-entropies.csv")) == 4 * 7

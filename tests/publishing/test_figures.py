@@ -161,6 +161,10 @@ def test_places_on_an_axis_with_names_are_no_values():
     ax.set_xticks(range(3), ["one", "two", "three"])
     assert not_in_data(fig, DATA).size == 0
     plt.close(fig)
+    fig, ax = axes()
+    ax.plot(["one", "two", "three"], DATA.y)
+    assert not_in_data(fig, DATA).size == 0
+    plt.close(fig)
 
 
 @pytest.mark.parametrize("width, size, words", [(7, 9, "86 or 178 mm"), (ONE_COLUMN, 6.9, "6.9 points")])

@@ -30,7 +30,7 @@ def check_card(id: str, sources: tuple[str, ...], claims: tuple[str, ...]) -> No
     asked = read_claims()["claims"]
     if isinstance(claims, str) or not set(claims) <= set(asked):
         raise ValueError(f"{id!r}: claims must be a tuple of {', '.join(asked)}, got {claims!r}")
-    known = {WEIGHTS, *section.read}
+    known = set(section.read) | ({WEIGHTS} if {"model", "dataset", "seed"} <= set(section.values) else set())
     if isinstance(sources, str) or not set(sources) <= known:
         raise ValueError(f"{id!r}: sources must be a tuple of what this page has read ({', '.join(sorted(known))}), "
                          f"got {sources!r}")

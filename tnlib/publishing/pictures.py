@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.category import StrCategoryFormatter
 from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.container import BarContainer, ErrorbarContainer
@@ -17,6 +18,7 @@ ONE_COLUMN, TWO_COLUMNS = 86 / 25.4, 178 / 25.4  # inches: the widths of most jo
 LEAST_POINTS = 7
 FORMATS = ("svg", "pdf", "png")
 RESOLUTION = 300  # dots per inch of the PNG
+NAMES = (FixedFormatter, FuncFormatter, StrCategoryFormatter)  # of an axis whose ticks are names, not numbers
 AS_IT_IS = "as it is"  # the gid of what the dark theme leaves alone, such as a text on a coloured shape
 DARK, LIGHT = to_rgba_array("#14181e")[0, :3], to_rgba_array("#ced6dd")[0, :3]  # the theme's page and text when dark
 
@@ -83,7 +85,7 @@ def _plotted(fig):
     for ax in fig.axes:
         if ax.get_label() == "<colorbar>" or not ax.axison:
             continue
-        counts = [not isinstance(axis.get_major_formatter(), (FixedFormatter, FuncFormatter)) for axis in (ax.xaxis, ax.yaxis)]
+        counts = [not isinstance(axis.get_major_formatter(), NAMES) for axis in (ax.xaxis, ax.yaxis)]
         caps = [cap for found in ax.containers if isinstance(found, ErrorbarContainer) for cap in found.lines[1]]
         for line in ax.lines:
             if line.get_transform() == ax.transData and line not in caps:
