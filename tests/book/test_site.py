@@ -95,6 +95,13 @@ def test_every_figure_and_table_of_the_notebook_is_on_its_page(site, section):
     assert len(alts) == len(re.findall(r"nb\.figure\(", sources)) and all(len(alt.split()) >= 5 for alt in alts)
 
 
+@pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
+def test_a_chapter_offers_its_committed_notebook(site, section):
+    page = section.path.relative_to(ROOT).with_suffix("")
+    offered = [link for link in Page(read(site, page)).links if link.endswith(".ipynb") and "_sources" in link]
+    assert offered and all(((site / page).parent / link).read_bytes() == section.path.read_bytes() for link in offered)
+
+
 @pytest.mark.parametrize("name", sections())
 def test_a_section_renders_alone(shapes_jobs, name, tmp_path):
     """What `tnlib run` makes: one chapter, with its figures, its references and its banner."""

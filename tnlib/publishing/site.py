@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
+from .citation import citation
 from .running import Job
 
 
@@ -21,12 +22,13 @@ class SiteError(RuntimeError):
 def stage_book(jobs: list[Job], stage: Path) -> None:
     """Put the book's sources and the executed notebooks into `stage`; `jobs` must hold every section."""
     executed = {job.section.path: job.executed for job in jobs}
-    wanted = {Path("_config.yml"): ROOT / "_config.yml", Path("_toc.yml"): ROOT / "_toc.yml"}
+    wanted = {Path("_config.yml"): _write_yaml(stage.parent / "sources" / "_config.yml", _config()),
+              Path("_toc.yml"): ROOT / "_toc.yml"}
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
             wanted[path.relative_to(ROOT)] = executed.get(path, path)
-    wanted |= _static() | _results()
+    wanted |= _static() | _results() | _committed(jobs)
     for job in jobs:
         for path in sorted((job.folder / "figures").glob("*")):
             wanted[Path("figures") / path.name] = path
@@ -36,18 +38,16 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
 
 def stage_page(job: Job, stage: Path) -> None:
     """Put one executed notebook into `stage`, as a book of one chapter."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    config = _config(path_to_book="book")
     # The page's references to the rest of the book lead nowhere here, and that is no error.
     config["sphinx"]["config"]["suppress_warnings"] = ["myst.xref_missing", "ref.ref", "ref.numref", "ref.doc", "toc"]
     # The bibliography comes along: without its page, no key that the chapter cites would be known.
     toc = {"format": "jb-book", "root": job.section.path.stem, "chapters": [{"file": "bibliography"}]}
     made = stage.parent / "sources"
-    for name, content in (("_config.yml", config), ("_toc.yml", toc)):
-        made.mkdir(parents=True, exist_ok=True)
-        (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
+    wanted = {Path("_config.yml"): _write_yaml(made / "_config.yml", config),
+              Path("_toc.yml"): _write_yaml(made / "_toc.yml", toc),
               Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
-              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results()
+              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results() | _committed([job])
     wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
     _lay_out(wanted, stage)
 
@@ -77,6 +77,29 @@ def render(stage: Path, output: Path, say=print) -> Path:
         raise SiteError("Jupyter Book did not render the pages:\n  " + "\n  ".join(words))
     write_json(record, {"stage": digest})
     return html / "index.html"
+
+
+def _config(path_to_book="") -> dict:
+    """_config.yml and what CITATION.cff says: the authors, and where an address is known, the buttons that need it."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    cited = citation()
+    config["author"] = ", ".join(cited.authors)
+    if cited.repository:
+        config["repository"] = {"url": cited.repository, "branch": "HEAD", "path_to_book": path_to_book}
+        config["launch_buttons"] = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+        config["html"]["use_repository_button"] = True
+    return config
+
+
+def _write_yaml(path: Path, content: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def _committed(jobs: list[Job]) -> dict[Path, Path]:
+    """The notebooks as they are committed, which the pages offer to download instead of the executed ones."""
+    return {Path("committed") / job.section.path.name: job.section.path for job in jobs}
 
 
 def _static() -> dict[Path, Path]:
