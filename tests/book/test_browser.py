@@ -1,26 +1,12 @@
 """The pages opened from their files in headless Chromium, the network cut off."""
 
-import os
-
 import pytest
-from playwright.sync_api import sync_playwright
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
 
-from ..conftest import CHROMIUM
-
 pytestmark = pytest.mark.browser
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    os.environ.setdefault("PLAYWRIGHT_SKIP_VALIDATE_HOST_REQUIREMENTS", "1")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["wide", "phone"])

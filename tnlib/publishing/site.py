@@ -68,15 +68,21 @@ def render(stage: Path, output: Path, say=print) -> Path:
         pass
     say("pages: rendering")
     record.unlink(missing_ok=True)
+    jupyter_book(stage, output, "html")
+    write_json(record, {"stage": digest})
+    return html / "index.html"
+
+
+def jupyter_book(stage: Path, output: Path, builder: str) -> None:
+    """Render `stage` into `output`/_build/`builder`. Raises `SiteError` with Jupyter Book's words on any warning."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(stage),
-               "--path-output", str(output), "-W", "--keep-going", "--all"]  # all: a page read anew is never stale
+               "--path-output", str(output), "--builder", builder,
+               "-W", "--keep-going", "--all"]  # all: a page read anew is never stale
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not (html / "index.html").is_file():
+    if done.returncode or not (output / "_build" / builder / "index.html").is_file():
         words = [line for line in (done.stdout + done.stderr).splitlines()
                  if re.search(r"WARNING|ERROR|Error|error:", line)] or done.stderr.splitlines()[-20:]
         raise SiteError("Jupyter Book did not render the pages:\n  " + "\n  ".join(words))
-    write_json(record, {"stage": digest})
-    return html / "index.html"
 
 
 def _config(path_to_book="") -> dict:
