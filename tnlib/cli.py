@@ -40,6 +40,14 @@ def build(profile, only, given):
 
 
 @main.command()
+def pdf():
+    """Print the published book, as it was last built, to _build/book.pdf with Chromium or Chrome."""
+    from .publishing.building import BUILD
+    from .publishing.printing import print_book
+    click.echo(f"The book: {print_book(BUILD / 'stage', BUILD / 'book.pdf', click.echo)}")
+
+
+@main.command()
 @click.argument("section")
 @click.option("--profile", type=PROFILES, help="As in build; the same as -p profile.")
 @PARAMETER

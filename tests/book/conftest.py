@@ -23,14 +23,22 @@ def shapes_jobs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def site(request, tmp_path_factory):
-    """The folder of the rendered pages: the one that TNLIB_SITE names, else the book of the `shapes` profile."""
+def stage(request, tmp_path_factory):
+    """What the pages are rendered from: the book that TNLIB_SITE names, else the book of the `shapes` profile."""
+    if os.environ.get("TNLIB_SITE"):
+        return Path(os.environ["TNLIB_SITE"]).parent / "stage"
+    jobs = request.getfixturevalue("shapes_jobs")
+    stage = tmp_path_factory.mktemp("site") / "stage"
+    stage_book(list(jobs.values()), stage)
+    return stage
+
+
+@pytest.fixture(scope="session")
+def site(stage):
+    """The folder of the rendered pages."""
     if os.environ.get("TNLIB_SITE"):
         return Path(os.environ["TNLIB_SITE"])
-    jobs = request.getfixturevalue("shapes_jobs")
-    folder = tmp_path_factory.mktemp("site")
-    stage_book(list(jobs.values()), folder / "stage")
-    return render(folder / "stage", folder).parent
+    return render(stage, stage.parent).parent
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,17 @@ def test_every_figure_and_table_of_the_notebook_is_on_its_page(site, section):
     parsed = Page(text)
     assert made <= parsed.ids
     assert len(re.findall(r'class="caption-number">(?:Fig\.|Table)', text)) == len(made)
-    alts = [image.get("alt", "") for image in parsed.images if "_images/" in image["src"]]
-    assert len(alts) == len(re.findall(r"nb\.figure\(", sources)) and all(len(alt.split()) >= 5 for alt in alts)
+    alts = [image.get("alt", "") for image in parsed.images if image["src"].startswith("../figures/")]
+    assert len(alts) == 2 * len(re.findall(r"nb\.figure\(", sources)), "one picture for each theme"
+    assert all(len(alt.split()) >= 5 for alt in alts)
+    assert text.count('<summary>Cite</summary>') == len(made)
+
+
+@pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
+def test_a_chapter_offers_its_committed_notebook(site, section):
+    page = section.path.relative_to(ROOT).with_suffix("")
+    offered = [link for link in Page(read(site, page)).links if link.endswith(".ipynb") and "_sources" in link]
+    assert offered and all(((site / page).parent / link).read_bytes() == section.path.read_bytes() for link in offered)
 
 
 @pytest.mark.parametrize("name", sections())

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
+from .citation import citation
 from .generated import SiteError, fill
 from .running import Job
 from .sphinx_extension import FIGURES
@@ -22,30 +23,27 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
     """
     _check_unique(jobs)
     executed = {job.section.path: job.executed for job in jobs}
-    wanted = {Path("_config.yml"): ROOT / "_config.yml", Path("_toc.yml"): ROOT / "_toc.yml"}
+    wanted = {Path("_config.yml"): _yaml(_config()), Path("_toc.yml"): ROOT / "_toc.yml"}
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
             wanted[path.relative_to(ROOT)] = (fill(path.read_text(encoding="utf-8"), jobs).encode()
                                               if path.suffix == ".md" else executed.get(path, path))
-    wanted |= _static() | _results() | _figures(jobs)
+    wanted |= _static() | _results() | _figures(jobs) | _committed(jobs)
     _lay_out(wanted, stage)
 
 
 def stage_page(job: Job, stage: Path) -> None:
     """Put one executed notebook into `stage`, as a book of one chapter."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    config = _config(path_to_book="book")
     # The page's references to the rest of the book lead nowhere here, and that is no error.
     config["sphinx"]["config"]["suppress_warnings"] = ["myst.xref_missing", "ref.ref", "ref.numref", "ref.doc", "toc"]
     # The bibliography comes along: without its page, no key that the chapter cites would be known.
     toc = {"format": "jb-book", "root": job.section.path.stem, "chapters": [{"file": "bibliography"}]}
-    made = stage.parent / "sources"
-    for name, content in (("_config.yml", config), ("_toc.yml", toc)):
-        made.mkdir(parents=True, exist_ok=True)
-        (made / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    wanted = {Path("_config.yml"): made / "_config.yml", Path("_toc.yml"): made / "_toc.yml",
+    wanted = {Path("_config.yml"): _yaml(config), Path("_toc.yml"): _yaml(toc),
               Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
-              Path("book/references.bib"): ROOT / "book" / "references.bib"} | _static() | _results() | _figures([job])
+              Path("book/references.bib"): ROOT / "book" / "references.bib"}
+    wanted |= _static() | _results() | _figures([job]) | _committed([job])
     wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
     _lay_out(wanted, stage)
 
@@ -66,15 +64,42 @@ def render(stage: Path, output: Path, say=print) -> Path:
         pass
     say("pages: rendering")
     record.unlink(missing_ok=True)
+    jupyter_book(stage, output, "html")
+    write_json(record, {"stage": digest})
+    return html / "index.html"
+
+
+def jupyter_book(stage: Path, output: Path, builder: str) -> None:
+    """Render `stage` into `output`/_build/`builder`. Raises `SiteError` with Jupyter Book's words on any warning."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(stage),
-               "--path-output", str(output), "-W", "--keep-going", "--all"]  # all: a page read anew is never stale
+               "--path-output", str(output), "--builder", builder,
+               "-W", "--keep-going", "--all"]  # all: a page read anew is never stale
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not (html / "index.html").is_file():
+    if done.returncode or not (output / "_build" / builder / "index.html").is_file():
         words = [line for line in (done.stdout + done.stderr).splitlines()
                  if re.search(r"WARNING|ERROR|Error|error:", line)] or done.stderr.splitlines()[-20:]
         raise SiteError("Jupyter Book did not render the pages:\n  " + "\n  ".join(words))
-    write_json(record, {"stage": digest})
-    return html / "index.html"
+
+
+def _config(path_to_book="") -> dict:
+    """_config.yml and what CITATION.cff says: the authors, and where an address is known, the buttons that need it."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    cited = citation()
+    config["author"] = ", ".join(cited.authors)
+    if cited.repository:
+        config["repository"] = {"url": cited.repository, "branch": "HEAD", "path_to_book": path_to_book}
+        config["launch_buttons"] = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+        config["html"]["use_repository_button"] = True
+    return config
+
+
+def _yaml(content: dict) -> bytes:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+
+
+def _committed(jobs: list[Job]) -> dict[Path, Path]:
+    """The notebooks as they are committed, which the pages offer to download instead of the executed ones."""
+    return {Path("committed") / job.section.path.name: job.section.path for job in jobs}
 
 
 def _static() -> dict[Path, Path]:

@@ -1,6 +1,7 @@
 """A Sphinx extension: each figure in both themes, its files below it, what pages do without, and no unrun sources."""
 
 import html
+import shutil
 from pathlib import Path
 
 from docutils import nodes
@@ -17,6 +18,8 @@ def setup(app):
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
     app.connect("doctree-read", _add_files, priority=400)  # before Sphinx copies the pictures that it finds
     app.connect("html-page-context", _without_thebe, priority=900)
+    app.connect("html-page-context", _bibliography_is_a_list)
+    app.connect("build-finished", _offer_committed_notebooks)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -77,3 +80,16 @@ def _without_thebe(app, pagename, templatename, context, doctree):
         return "thebe" in str(script) or "THEBE" in getattr(script, "attributes", {}).get("body", "")
 
     context["script_files"] = [script for script in context["script_files"] if not is_thebe(script)]
+
+
+def _bibliography_is_a_list(app, pagename, templatename, context, doctree):
+    """Sphinx gives the entries of a list a role that no list may hold, and that is deprecated."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def _offer_committed_notebooks(app, error):
+    """The theme's download button leads to a page's source, here an executed notebook: put the committed one there."""
+    for notebook in Path(app.srcdir, "committed").glob("*.ipynb"):
+        for offered in Path(app.outdir, "_sources").rglob(notebook.name):
+            shutil.copyfile(notebook, offered)
