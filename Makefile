@@ -1,5 +1,7 @@
 # make book   sets everything up and builds the book: _build/html/index.html
+# make pdf    the same book on paper: _build/book.pdf (needs Chromium or Chrome)
 # make test   sets everything up and runs the tests
+# make links  asks the network whether the book's links to elsewhere still lead somewhere
 # make bench  sets everything up and measures the sweep against what one would write without it
 # TORCH=cpu   takes PyTorch's small CPU build on Linux; PYTHON=python3.12 chooses an interpreter
 
@@ -11,11 +13,17 @@ ifeq ($(TORCH),cpu)
 INSTALL += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: book test bench clean
+.PHONY: book pdf test links bench clean
 .DELETE_ON_ERROR:
 
 book: $(VENV)/.installed
 	@$(BIN)/tnlib build
+
+pdf: book
+	@$(BIN)/tnlib pdf
+
+links: book
+	@$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder linkcheck --all -q
 
 test: $(VENV)/.installed-test
 	@echo "make test: running the tests"

@@ -47,3 +47,14 @@ def test_the_parameters_open_by_a_click(site, tab):
     box.locator(".admonition-title").click()
     rows.wait_for(state="visible")
     assert not tab.problems
+
+
+def test_code_is_copied_by_a_click(site, tab):
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto((site / "book/01_formalism.html").as_uri())
+    block = tab.locator("div.highlight:visible").first
+    block.hover()
+    block.locator("button.copybtn").click()
+    tab.wait_for_function("document.querySelector('button.copybtn.success') !== null")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == block.locator("pre").inner_text().strip()
+    assert not tab.problems

@@ -63,6 +63,19 @@ def test_nothing_comes_from_elsewhere_and_every_file_is_there(site, page):
 
 
 @every_page
+def test_a_page_is_light_without_its_pictures(site, page):
+    """The HTML file without the images inside of it; scripts and styles are the same for all pages and come once."""
+    without = re.sub(r"data:image/[^\"')]+|<svg.*?</svg>", "", read(site, page), flags=re.S)
+    assert len(without.encode()) < 1_500_000
+
+
+@every_page
+def test_what_jupyter_book_brings_is_on(site, page):
+    resources = " ".join(Page(read(site, page)).resources)
+    assert all(script in resources for script in ("copybutton.js", "clipboard.min.js", "sphinx-design.min.css"))
+
+
+@every_page
 def test_no_reference_is_broken(site, page):
     text = read(site, page)
     parsed = Page(text)
