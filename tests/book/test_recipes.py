@@ -71,7 +71,8 @@ def test_add_a_figure(tmp_path):
     label = nbformat.read(job.executed, as_version=4).cells[-1].metadata["mystnb"]
     assert label["figure"]["name"] == "my-entropies"
     entropy = pd.read_csv(made / "my-entropies.csv").pivot(index="layer", columns="cut", values="entropy")
-    assert (entropy.loc["conv4"] > entropy.loc["conv1"]).all(), "what the figure's alternative text says"
+    rises = entropy.loc["conv4"] - entropy.loc["conv1"] > 1
+    assert set(rises.index[rises]) == {"OUT", "IN", "OUT,KW", "OUT,KH"}, "what the figure's alternative text says"
 
 
 # ---- add a measurement ---------------------------------------------------------------------------------------------------
