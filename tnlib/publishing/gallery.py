@@ -1,7 +1,5 @@
 """The gallery: every figure and table of the book, with its files and the claims that it bears on."""
 
-from pathlib import Path
-
 from .cards import read_cards
 from .claims import read_claims
 from .running import Job
@@ -14,8 +12,7 @@ FILTERS = {"claim": "claim", "network": "model", "data set": "dataset"}  # what 
 def gallery(jobs: list[Job]) -> str:
     """The filters and a card for each figure and table, as MyST; _static/gallery.js makes the filters work."""
     cards = read_cards([job.folder / "figures" for job in jobs])
-    pages = {job.section.name: job.section.path.name for job in jobs}
-    items = "\n\n".join(_item(card, pages[card["section"]]) for card in cards.values())
+    items = "\n\n".join(map(_item, cards.values()))
     return f"{_filters(list(cards.values()))}\n\n:::::{{grid}} 1 2 2 2\n:gutter: 3\n:class-container: gallery\n\n{items}\n:::::\n"
 
 
@@ -37,13 +34,13 @@ def _filters(cards: list[dict]) -> str:
             '<script defer src="../_static/gallery.js"></script>\n```')
 
 
-def _item(card: dict, page: str) -> str:
-    """One card: picture, number and caption, claims, files."""
+def _item(card: dict) -> str:
+    """One card: picture, number (which leads to its chapter) and caption, claims, files."""
     id, classes = card["id"], " ".join(f"{kind.replace(' ', '-')}--{value}" for kind in FILTERS for value in _values(card, kind))
     picture = "".join(f'<img class="only-{theme}" src="../figures/{id}{name}" alt="">' for theme, name in (
         ("light", ".svg"), ("dark", ".dark.svg"))) if card["kind"] == "figure" else ""
     claims = ", ".join(card["claims"])
-    bears = f"Bears on claim{'s' if len(card['claims']) > 1 else ''} {claims}. " if claims else ""
+    bears = f"Bears on claim{'s' if len(card['claims']) > 1 else ''} {claims}." if claims else ""
     shown = f"```{{raw}} html\n<div class=\"thumbnail\">{picture}</div>\n```\n\n" if picture else ""
     return (f"::::{{grid-item-card}}\n:class-card: gallery-item {classes}\n\n{shown}**{{numref}}`{id}`** · {card['caption']}\n\n"
-            f"+++\n{bears}[In its chapter]({page}#{id})\n\n```{{raw}} html\n<p>{downloads(card, '../')}</p>\n```\n::::")
+            f"{bears}\n\n```{{raw}} html\n<p>{downloads(card, '../')}</p>\n```\n::::")
