@@ -10,7 +10,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.published]
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 # What is folded is scanned as well; without motion, so that no text is caught half faded in.
 UNFOLD = """() => {

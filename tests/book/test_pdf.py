@@ -38,6 +38,7 @@ def texts(book):
 
 
 @pytest.mark.browser
+@pytest.mark.published
 def test_every_chapter_is_there_and_in_the_outline(book, texts, chapters):
     def titles(outline):
         return [title for entry in outline for title in (titles(entry) if isinstance(entry, list) else [entry.title])]
@@ -54,6 +55,7 @@ def test_every_chapter_is_there_and_in_the_outline(book, texts, chapters):
 
 
 @pytest.mark.browser
+@pytest.mark.published
 def test_pages_are_numbered_and_none_is_empty(texts):
     for number, text in enumerate(texts, start=1):
         assert re.search(rf"\b{number}\s*$", text) or re.match(rf"\s*{number}\b", text), f"page {number} has no number"
@@ -61,6 +63,7 @@ def test_pages_are_numbered_and_none_is_empty(texts):
 
 
 @pytest.mark.browser
+@pytest.mark.published
 def test_links_inside_lead_somewhere(book, chapters):
     known, inside = book.named_destinations, 0
     for page in book.pages:
@@ -75,6 +78,7 @@ def test_links_inside_lead_somewhere(book, chapters):
 
 
 @pytest.mark.browser
+@pytest.mark.published
 def test_every_font_is_embedded(book):
     fonts = {}
     for page in book.pages:
@@ -88,6 +92,7 @@ def test_every_font_is_embedded(book):
 
 
 @pytest.mark.browser
+@pytest.mark.published
 def test_figures_are_drawn_and_only_photographs_and_heat_maps_are_pictures(book, texts, stage, chapters):
     numbers = {number: id for source in chapters.values() for id, number in
                re.findall(r'<figure [^>]*id="([a-z0-9-]+)".*?class="caption-number">Fig\. (\d+) ', source, re.S)}
