@@ -1,18 +1,23 @@
 """Results by name, of one data set or of several."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
 from tnlib.experiments.networks import NETWORKS
+from tnlib.experiments.tables import find_table, read_table
+from tnlib.experiments.weights import trained_seeds
 from tnlib.publishing import results
 from tnlib.publishing.results import measured, titles
+from tnlib.publishing.section import Section
 
 
 def test_several_data_sets_below_each_other_under_their_own_names(monkeypatch):
     monkeypatch.setitem(results.EXPERIMENTS, "shrink", lambda model, dataset, times=1: pd.DataFrame(
         {"dataset": [f"fingerprint of {dataset}"], "seed": [len(dataset) * times]}))
-    found = measured("shrink", "vanilla", ["shapes", "a/my.npz"], times=2)
-    assert found.to_dict("list") == {"dataset": ["shapes", "a/my.npz"], "seed": [12, 16]}
+    found = measured("shrink", "vanilla", ["shapes", "cifar10"], times=2)
+    assert found.to_dict("list") == {"dataset": ["shapes", "cifar10"], "seed": [12, 14]}
 
 
 def test_titles_are_in_order_and_each_once():
@@ -33,3 +38,24 @@ def test_the_recipe_of_re_training_is_the_first_one_but_shorter_and_slower():
 def test_an_unknown_experiment_names_what_there_is():
     with pytest.raises(ValueError, match="unknown experiment 'retrain': it takes .*'retraining-answers'"):
         results.results("retrain", "vanilla", "shapes")
+
+
+def test_the_profile_full_measures_every_network_anew_and_reads_nothing_published(monkeypatch, tmp_path):
+    asked, published = [], find_table("shrink", "vanilla", "cifar10", 0)
+
+    def anew(experiment, model, dataset, seed, progress):
+        asked.append((experiment, model, dataset, seed))
+        path = tmp_path / "results" / f"{experiment}-{model}-{dataset}-s{seed}.csv"
+        path.parent.mkdir(exist_ok=True)
+        for suffix in (".csv", ".json"):
+            shutil.copy(published.with_suffix(suffix), path.with_suffix(suffix))
+        return path
+
+    monkeypatch.setattr(results, "measure_table", anew)
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(results, "section", Section(values={"profile": "full", "model": "vanilla"}))
+    found = results.results("shrink", "vanilla", "cifar10")
+    seeds = trained_seeds("vanilla", "cifar10")
+    assert asked == [("shrink", "vanilla", "cifar10", seed) for seed in seeds]
+    assert len(found) == len(seeds) * len(read_table(published))
+    assert {path.parent for path in results.section.read["shrink"]} == {tmp_path / "results"}

@@ -10,7 +10,7 @@ import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.catalogue import QUICK_EVALUATED
-from ..experiments.files import PUBLISHED
+from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import network
@@ -49,15 +49,28 @@ def _training(model: str, dataset: str) -> pd.DataFrame:
 
 
 def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
-    """The tables of all networks that are measured; where none is, the first is measured here and kept."""
-    seeds = trained_seeds(model, dataset)
-    tables = [path for seed in seeds if (path := find_table(experiment, model, dataset, seed))]
+    """The tables of all networks that are measured; where none is, the first is measured here and kept.
+
+    Under the profile `full`, all networks are measured here, and what is published is not looked at.
+    """
+    seeds, anew = trained_seeds(model, dataset), section.values.get("profile") == "full"
+    tables = [path for seed in seeds if (path := _table(experiment, model, dataset, seed))]
     if not tables and not measure:
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
     shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
-    tables = tables or [measure_table(experiment, model, dataset, seeds[0], progress=shown)]
+    if anew or not tables:
+        tables = [measure_table(experiment, model, dataset, seed, progress=shown) for seed in (seeds if anew else seeds[:1])]
     return pd.concat(map(read, tables), ignore_index=True)
+
+
+def _table(experiment, model, dataset, seed) -> Path | None:
+    """`find_table`; under the profile `full` only what was measured here."""
+    path = find_table(experiment, model, dataset, seed)
+    if section.values.get("profile") != "full" or path is None:
+        return path
+    own = RUNS / "results" / path.name
+    return own if own.is_file() else None
 
 
 def _recipes(model: str, dataset: str) -> pd.DataFrame:
@@ -102,7 +115,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 def _files(experiment: str, model: str, dataset: str) -> list[Path]:
     """The tables or the weights that `results` has just read."""
     measured = experiment.removesuffix("-spectra").removesuffix("-answers")
-    find = partial(find_table, measured) if measured in MEASUREMENTS else find_weights
+    find = partial(_table, measured) if measured in MEASUREMENTS else find_weights
     return [path for seed in trained_seeds(model, dataset) if (path := find(model, dataset, seed))]
 
 
