@@ -31,7 +31,10 @@ def print_book(stage: Path, output: Path, say=print) -> Path:
             command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/browser",
                        "--virtual-time-budget=600000", "--no-pdf-header-footer", "--generate-pdf-document-outline",
                        f"--print-to-pdf={made}", page.as_uri()]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            except subprocess.TimeoutExpired as error:
+                raise SiteError(f"the browser did not print the book within {PATIENCE} s") from error
             if done.returncode or not made.read_bytes().startswith(b"%PDF"):
                 raise SiteError("the browser did not print the book:\n  " + "\n  ".join(done.stderr.splitlines()[-10:]))
     return output
