@@ -97,7 +97,7 @@ def test_figures_are_drawn_and_only_photographs_and_heat_maps_are_pictures(book,
     numbers = {number: id for source in chapters.values() for id, number in
                re.findall(r'<figure [^>]*id="([a-z0-9-]+)".*?class="caption-number">Fig\. (\d+) ', source, re.S)}
     pictures = {number for number, id in numbers.items()
-                if "<image" in (stage / "figures" / f"{id}.svg").read_text(encoding="utf-8")}
+                if "<image" in (stage / "extra" / "figures" / f"{id}.svg").read_text(encoding="utf-8")}
     assert numbers and pictures < set(numbers)
     for text, page in zip(texts, book.pages):
         large = [image for image in images(page["/Resources"]) if min(image["/Width"], image["/Height"]) > LARGE]

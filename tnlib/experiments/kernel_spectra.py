@@ -78,8 +78,13 @@ def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int 
     Raises `FileNotFoundError` where there is none.
     """
     options = samples, gauge_seed, gauge_spread, shuffled
-    frames = [kernel_spectra(load_model(model, dataset, seed), *options).assign(seed=seed)
-              for seed in trained_seeds(model, dataset)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, for minutes
+    try:
+        frames = [kernel_spectra(load_model(model, dataset, seed), *options).assign(seed=seed)
+                  for seed in trained_seeds(model, dataset)]
+    finally:
+        torch.set_num_threads(threads)
     return pd.concat(frames, ignore_index=True)[[*COLUMNS, "index", "value"]]
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..experiments.catalogue import experiment_called
 from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
@@ -91,12 +90,7 @@ class Pair:
         if not (seeds := _accuracies(model, self.dataset)):
             raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
                                     f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, for minutes
-        try:
-            spectra = network_spectra(model, self.dataset, shuffled=False)
-        finally:
-            torch.set_num_threads(threads)
+        spectra = network_spectra(model, self.dataset, shuffled=False)
         return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):

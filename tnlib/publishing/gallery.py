@@ -1,5 +1,7 @@
 """The gallery: every figure and table of the book, with its files and the claims that it bears on."""
 
+from docutils.nodes import make_id
+
 from .cards import read_cards
 from .claims import read_claims
 from .running import Job
@@ -22,21 +24,27 @@ def _values(card: dict, kind: str) -> list[str]:
     return sorted({str(source[FILTERS[kind]]) for source in card["sources"] if FILTERS[kind] in source})
 
 
+def _class(kind: str, value: str) -> str:
+    """The class of the items that have it, as docutils writes classes."""
+    return make_id(f"only {kind} {value}")
+
+
 def _filters(cards: list[dict]) -> str:
     claims = read_claims()["claims"]
     lines = []
     for kind in FILTERS:
         there = {value for card in cards for value in _values(card, kind)}
         ordered = [id for id in claims if id in there] if kind == "claim" else sorted(there, key=len)
-        options = "".join(f'<option value="{value}">{TITLES.get(value, value)}</option>' for value in ordered)
-        lines.append(f'<label>{kind} <select name="{kind}"><option value="">all</option>{options}</select></label>')
-    return ("```{raw} html\n" f'<form class="gallery-filters" hidden>{" ".join(lines)} <output aria-live="polite"></output></form>\n'
-            '<script defer src="../_static/gallery.js"></script>\n```')
+        options = "".join(f'<option value="{_class(kind, value)}">{TITLES.get(value, value)}</option>' for value in ordered)
+        id = make_id(f"choose {kind}")
+        lines.append(f'<span><label for="{id}">{kind}</label> <select id="{id}" name="{kind}"><option value="">all</option>'
+                     f"{options}</select></span>")
+    return f'```{{raw}} html\n<form class="gallery-filters" hidden>{" ".join(lines)} <output aria-live="polite"></output></form>\n```'
 
 
 def _item(card: dict) -> str:
     """One card: picture, number (which leads to its chapter) and caption, claims, files."""
-    id, classes = card["id"], " ".join(f"{kind.replace(' ', '-')}--{value}" for kind in FILTERS for value in _values(card, kind))
+    id, classes = card["id"], " ".join(_class(kind, value) for kind in FILTERS for value in _values(card, kind))
     picture = "".join(f'<img class="only-{theme}" src="../figures/{id}{name}" alt="">' for theme, name in (
         ("light", ".svg"), ("dark", ".dark.svg"))) if card["kind"] == "figure" else ""
     claims = ", ".join(card["claims"])

@@ -1,5 +1,6 @@
 """The files of a figure: on white for whoever cites it (SVG, PDF, PNG), and a second SVG for a page in the dark theme."""
 
+import logging
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ ONE_COLUMN, TWO_COLUMNS = 86 / 25.4, 178 / 25.4  # inches: the widths of most jo
 LEAST_POINTS = 7
 FORMATS = ("svg", "pdf", "png")
 RESOLUTION = 300  # dots per inch of the PNG
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates of matplotlib's own fonts
 NAMES = (FixedFormatter, FuncFormatter, StrCategoryFormatter)  # of an axis whose ticks are names, not numbers
 AS_IT_IS = "as it is"  # the gid of what the dark theme leaves alone, such as a text on a coloured shape
 DARK, LIGHT = to_rgba_array("#14181e")[0, :3], to_rgba_array("#ced6dd")[0, :3]  # the theme's page and text when dark

@@ -49,8 +49,9 @@ def _one_page(folder: Path) -> Path:
     text = re.sub(r'href="book/index\.html#(id\d+)"', r'href="#cited-\1"', text)
     text = re.sub(r'(<div class="citation" id=")(id\d+)"', r'\1cited-\2"', text)
     text = text.replace('href="book/index.html#', 'href="#')
-    text = text.replace('"../figures/', '"figures/')
-    text = re.sub(r'(<a [^>]*)href="_downloads/[^"]*"', r"\1", text)  # a file that does not come with the paper
+    text = text.replace('src="../figures/', 'src="figures/')
+    # Links to files that do not come with the paper.
+    text = re.sub(r'(<a [^>]*)href="(_downloads|\.\./figures|\.\./results)/[^"]*"', r"\1", text)
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8")
     return page
