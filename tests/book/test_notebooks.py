@@ -58,6 +58,15 @@ def test_each_figure_has_its_data_and_its_label(shapes_jobs, name):
         assert len(pd.read_csv(folder / f"{label}.csv"))
 
 
+@every_name
+def test_no_picture_is_shown_that_is_not_registered(shapes_jobs, name):
+    for cell in nbformat.read(shapes_jobs[name].executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if any(mime.startswith("image/") for mime in output.get("data", {})):
+                assert "tnlib" in output["metadata"], cell.source
+                assert (shapes_jobs[name].folder / "figures" / f"{output['metadata']['tnlib']['id']}.json").is_file()
+
+
 def test_the_spectra_are_those_of_the_weights(shapes_jobs):
     """The plotted and the tabulated numbers, again from the weights by numpy alone."""
     folder = shapes_jobs["spectra"].folder / "figures"

@@ -51,6 +51,8 @@ def write_pictures(fig: plt.Figure, folder: Path, id: str, about: dict[str, str]
                 "Keywords": f"{id}; {about['licence']}", "CreationDate": None},
         "png": {"Title": about["title"], "Author": about["author"], "Description": about["description"],
                 "Copyright": about["licence"], "Source": about["source"], "Identifier": id}}
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # once for all files: the layout is most of the work
     names = [f"{id}.{kind}" for kind in FORMATS]
     for kind, name in zip(FORMATS, names):
         with atomic_path(folder / name) as temporary:
