@@ -10,7 +10,7 @@ from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.weights import trained_seeds
 from tnlib.publishing import results
 from tnlib.publishing.results import measured, titles
-from tnlib.publishing.section import Section
+from tnlib.publishing.section import OpenSection
 
 
 def test_several_data_sets_below_each_other_under_their_own_names(monkeypatch):
@@ -53,7 +53,7 @@ def test_the_profile_full_measures_every_network_anew_and_reads_nothing_publishe
 
     monkeypatch.setattr(results, "measure_table", anew)
     monkeypatch.setattr(results, "RUNS", tmp_path)
-    monkeypatch.setattr(results, "section", Section(values={"profile": "full", "model": "vanilla"}))
+    monkeypatch.setattr(results, "section", OpenSection(values={"profile": "full", "model": "vanilla"}))
     found = results.results("shrink", "vanilla", "cifar10")
     seeds = trained_seeds("vanilla", "cifar10")
     assert asked == [("shrink", "vanilla", "cifar10", seed) for seed in seeds]

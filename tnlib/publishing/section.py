@@ -13,7 +13,7 @@ OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set
 
 
 @dataclass
-class Section:
+class OpenSection:
     """`values`: parameter → value. `read`: what `results` was asked for → the files that it read. `made`: cards so far."""
 
     name: str = "notebook"
@@ -28,7 +28,7 @@ class Section:
         known += [path for path in files if path not in known]
 
 
-section = Section()  # of this process; opened by `parameters`
+section = OpenSection()  # of this process; opened by `parameters`
 
 
 def open_section(name: str, run: str, values: dict[str, Any]) -> None:
