@@ -33,7 +33,7 @@ def test_a_mark_is_replaced_and_the_rest_is_left(monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are parameters, costs"):
+    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are gallery, parameters, costs"):
         fill("% generated: nmaes\n", [])
 
 
