@@ -53,9 +53,10 @@ def test_each_figure_has_its_data_and_its_label(shapes_jobs, name):
     folder = shapes_jobs[name].folder / "figures"
     cells = nbformat.read(shapes_jobs[name].executed, as_version=4).cells
     labels = {cell.metadata.mystnb.figure.name for cell in cells if "mystnb" in cell.metadata}
-    assert labels == {path.stem for path in folder.glob("*.svg")} and labels
+    assert labels == {path.stem for path in folder.glob("*.pdf")} and labels
     for label in labels:
         assert len(pd.read_csv(folder / f"{label}.csv"))
+        assert all((folder / f"{label}.{kind}").is_file() for kind in ("svg", "dark.svg", "png", "json"))
 
 
 @every_name
