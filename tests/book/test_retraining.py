@@ -160,22 +160,23 @@ def other_results(monkeypatch):
 
 def executed(monkeypatch, folder, **given):
     """The chapter's cells run here; returns figures' and tables' captions and the values of the text."""
-    captions, said = {}, {}
-    monkeypatch.setattr(figures.section, "folder", folder)
+    captions, said, section = {}, {}, sections()["retraining"]
+    values = section_values(section, "published", given)
+    for name, of in (("folder", folder), ("values", values), ("read", {}), ("made", [])):
+        monkeypatch.setattr(figures.section, name, of)
     monkeypatch.setattr(notebook, "parameters", lambda section: None)
     monkeypatch.setattr(notebook, "value", lambda name, number: said.update({name: number}))
     for kind in ("figure", "table"):
         made = getattr(figures, kind)
         monkeypatch.setattr(notebook, kind, lambda what, id, caption, *rest, made=made, **options: (
             captions.update({id: caption}), made(what, id, caption, *rest, **options)))
-    section = sections()["retraining"]
     namespace = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for cell in nbformat.read(section.path, as_version=4).cells:
             if cell.cell_type == "code":
                 exec(compile(cell.source, cell.id, "exec"), namespace)
             if "parameters" in cell.metadata.get("tags", []):
-                namespace |= section_values(section, "published", given)
+                namespace |= values
     return captions, said
 
 
