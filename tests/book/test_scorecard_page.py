@@ -18,10 +18,10 @@ def card():
 
 
 def rows_of(page, which):
-    """The cells of a rendered table, as texts: the one whose opening tag or what follows at once has `which`."""
+    """The cells of a rendered table, as texts with plain quotes: the one whose opening tag has `which`."""
     table = next(part for part in re.findall(r"<table.*?</table>", page, re.S) if which in part[:part.index(">") + 1])
     cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", table, re.S)]
-    return [[" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).split()) for cell in row] for row in cells]
+    return [[" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).replace("’", "'").split()) for cell in row] for row in cells]
 
 
 def wanted(frame):
