@@ -69,7 +69,7 @@ def not_in_data(fig: plt.Figure, data: pd.DataFrame) -> np.ndarray:
     """The plotted values that no number of `data` equals, as it is or in per cent, to what its CSV holds: nine digits.
 
     Looked at: the points of lines and of scatters on every axis that counts (not one with names for ticks), the ends of
-    bars, and the cells of maps. Not: lines across the axes, error bars, areas, pictures in colour.
+    bars, and the cells of maps. Not: what has no axes (diagrams and pictures), lines across the axes, error bars, areas.
     """
     there = data.select_dtypes("number").to_numpy(dtype=float, na_value=np.nan).ravel()
     there = np.unique([*there[np.isfinite(there)], 0.0, np.inf])  # 0: where bars begin
