@@ -2,7 +2,7 @@
 # make pdf    the same book on paper: _build/book.pdf (needs Chromium or Chrome)
 # make test   sets everything up and runs the tests
 # make links  asks the network whether the book's links to elsewhere still lead somewhere
-# make bench  sets everything up and measures the sweep against what one would write without it
+# make bench  sets everything up and measures sweep and training against what one would write without tnlib
 # TORCH=cpu   takes PyTorch's small CPU build on Linux; PYTHON=python3.12 chooses an interpreter
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
@@ -31,6 +31,7 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/truncation.py
+	@$(BIN)/python benchmarks/training.py
 
 $(VENV)/.created:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

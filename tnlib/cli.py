@@ -66,10 +66,12 @@ def run(section, profile, given):
 @click.option("--publish", is_flag=True, help="Write to published/weights instead of runs/weights.")
 def train(model, dataset, seed, data, publish):
     """Train MODEL on DATASET and write its weights and their card. Goes on where it was cut off."""
+    from .experiments.allocator import keep_freed_memory
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.networks import network
     from .experiments.training import train
+    keep_freed_memory()
     network(model)  # an unknown name stops here, before the data set is read
     train(model, load_dataset(dataset, data), seed, folder=(PUBLISHED if publish else RUNS) / "weights")
 
@@ -87,18 +89,20 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
-    retraining, retraining-long or paths. Goes on where it was cut off.
+    retraining, retraining-long, batch-norm or paths. Goes on where it was cut off.
     """
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import nullcontext
     from multiprocessing import get_context
 
+    from .experiments.allocator import keep_freed_memory
     from .experiments.catalogue import experiment_called
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.measurements import measure
     from .experiments.weights import find_weights
+    keep_freed_memory()
     experiment_called(experiment)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"

@@ -127,7 +127,7 @@ def test_add_a_network(small, tmp_path, monkeypatch):  # noqa: F811
     (text,) = blocks("Add a network", "python")
     name, network = entry(text, networks)
     monkeypatch.setitem(networks.NETWORKS, name, network)
-    recipe = dataclasses.replace(network.recipes["shapes"], epochs=1)
+    recipe = dataclasses.replace(network.smaller["shapes"][1], epochs=1)
     train(name, small, recipe=recipe, folder=tmp_path / "weights", progress=False)
     kernels = tnlib.conv_kernels(load_model(name, "small"))
     assert [tuple(kernel.shape) for kernel in kernels.values()] == [

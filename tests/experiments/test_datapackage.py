@@ -34,7 +34,7 @@ def test_a_table_that_its_description_does_not_fit_is_found(small, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "batch-norm"])  # for which see test_batch_norm.py
 def test_every_experiment_has_described_columns(small, tmp_path, experiment):
     if experiment == "paths":
         measure("retraining", "vanilla", small, progress=False)

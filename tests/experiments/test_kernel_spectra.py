@@ -86,7 +86,7 @@ def test_only_distinct_cuts_are_there():
 
 def test_a_network_without_gauges_has_the_trained_one_only():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
     found = kernel_spectra(model, samples=2)
     assert set(found["gauge"]) == {"trained", "none"} and set(found["layer"]) == {"0", "3"}
     np.testing.assert_allclose(values_of(found, layer="3", cut="IN", kind="kernel"), by_numpy(model[3].weight, "IN"))

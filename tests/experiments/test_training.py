@@ -38,6 +38,11 @@ def run(folder, data=None, **options):
     return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
 
 
+def as_read(recipe):
+    """A recipe as a card has it."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
 class Interrupted(BaseException):
     """Not an Exception, as a KeyboardInterrupt is not."""
 
@@ -147,7 +152,7 @@ def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):
 
 def test_against_a_plain_loop(tmp_path, monkeypatch):
     """One batch an epoch, so that the order does not matter: torch's SGD, OneCycleLR, clipping and label smoothing."""
-    monkeypatch.setattr(training, "_autocast", lambda device: ("cpu", False))
+    monkeypatch.setattr(training, "_autocast", lambda recipe, device: ("cpu", False))
     data = dataset(train=40)
     recipe = Recipe(epochs=10, batch_size=36, peak_lr=0.3, warmup=0.3, weight_decay=0.01, label_smoothing=0.1,
                     clip_norm=0.1, crop_padding=0, flip=False)
@@ -264,7 +269,7 @@ def test_the_card_says_what_was_done(tmp_path):
     data = dataset()
     model = train("tiny", data, seed=5, folder=tmp_path, device="cpu", progress=False)
     card = json.loads((tmp_path / "tiny-mine-s5.json").read_text())
-    assert not model.training and card["recipe"] == dataclasses.asdict(RECIPE)
+    assert not model.training and card["recipe"] == as_read(RECIPE)
     assert (card["model"], card["dataset"], card["seed"]) == ("tiny", "mine", 5)
     assert card["architecture"] == {"channels": [4, 5, 6, 7], "hidden": 8, "classes": 3, "image_size": 16}
     assert card["parameters"] == sum(p.numel() for p in model.parameters())
@@ -335,10 +340,10 @@ def test_by_default_weights_go_below_runs_and_are_found_there(tmp_path, monkeypa
 
 def test_a_data_set_may_have_a_recipe_of_its_own(tmp_path, monkeypatch):
     own = dataclasses.replace(RECIPE, epochs=1)
-    monkeypatch.setitem(NETWORKS["tiny"].recipes, "mine", own)
-    assert run(tmp_path)[1]["recipe"] == dataclasses.asdict(own)
+    monkeypatch.setitem(NETWORKS["tiny"].smaller, "mine", ({}, own))
+    assert run(tmp_path)[1]["recipe"] == as_read(own)
     train("tiny", dataset(name="yours"), folder=tmp_path, device="cpu", progress=False)
-    assert json.loads((tmp_path / "tiny-yours-s0.json").read_text())["recipe"] == dataclasses.asdict(RECIPE)
+    assert json.loads((tmp_path / "tiny-yours-s0.json").read_text())["recipe"] == as_read(RECIPE)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------

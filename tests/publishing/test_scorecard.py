@@ -64,7 +64,7 @@ def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
 def test_what_is_missing_is_named_with_the_command_that_measures_it(card, monkeypatch, tmp_path):
     for verdict in card.verdicts:
         if verdict.model == "resnet50":
-            assert verdict.verdict == "not tested" and "ResNet-50 is not among" in verdict.reason
+            assert verdict.verdict == "not tested" and "ResNet-50 has no published weights" in verdict.reason
     monkeypatch.setattr(evidence, "PUBLISHED", tmp_path)
     with pytest.raises(FileNotFoundError, match="`tnlib measure truncation vanilla cifar10 --seed 0 --publish`"):
         Pair("vanilla", "cifar10").table("truncation")

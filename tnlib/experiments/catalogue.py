@@ -1,21 +1,23 @@
 """The experiments: by name, which cells of which networks are evaluated on which images, or which runs are made."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from .batch_norm import Reestimation
 from .controls import controls, in_gauges, matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_sample
-from .evaluation import split_arrays
+from .evaluation import default_device, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .networks import conv_kernels
 from .replacements import Replacements, joined, labelled
 from .retraining import Paths, Retraining
-from .strengths import Case
+from .strengths import CASES, Case
 from .truncations import cut_truncations, joint_truncations
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
@@ -26,21 +28,41 @@ LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
+MANY_LAYERS = 20  # from so many on, networks are fitted at an early, a middle and a late kernel only, from fewer starts
+# What is measured of such a network where there is no GPU: hours instead of days.
+REDUCED_IMAGES, REDUCED_CUTS = 5000, ("OUT", "OUT,KW", "OUT,IN")
+REDUCED_RANKS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
+REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What an experiment is made on: the network, called `.name`, its data set and its seed."""
+    """What an experiment is made on: the network, called `.name`, its data set and its seed.
+
+    `.reduced`: whether fewer cells are measured, on fewer images, because there is no GPU; see `too_large`.
+    """
 
     name: str
     model: torch.nn.Module
     dataset: Dataset
     seed: int
+    reduced: bool = False
 
     @property
     def quick(self) -> bool:
         """Whether this is for trying: then cells, draws, images and iterations are fewer."""
         return self.dataset.name == "shapes"
+
+    @property
+    def deep(self) -> bool:
+        return len(conv_kernels(self.model)) >= MANY_LAYERS
+
+    @property
+    def layers(self) -> tuple[list[str], list[str]]:
+        """The layers of a reduced sweep: all whose kernels are larger than 1×1, and every third of the others."""
+        kernels = conv_kernels(self.model)
+        spatial = [layer for layer, kernel in kernels.items() if kernel.shape[2:].numel() > 1]
+        return spatial, [layer for layer in kernels if layer not in spatial][::3]
 
     @cached_property
     def train_images(self) -> np.ndarray:
@@ -50,8 +72,9 @@ class Subject:
 
     @cached_property
     def moments(self) -> dict[str, torch.Tensor]:
-        """Σ of every layer, see `patch_moments`."""
-        return patch_moments(self.model, self.dataset, images=self.train_images)
+        """Σ of every layer, see `patch_moments`; on the CPU, where kernels are replaced."""
+        found = patch_moments(on_default_device(self.model), self.dataset, images=self.train_images)
+        return {layer: moment.cpu() for layer, moment in found.items()}
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,13 @@ class Experiment:
     version: int = 1
     weighed: bool = True
     images: int | None = None
-    runs: Callable[[Subject], Retraining | Paths] | None = None
+    runs: Callable[[Subject], Retraining | Paths | Reestimation] | None = None
+
+    def on(self, subject: Subject) -> "Experiment":
+        """This experiment as it is made on `subject`: in a reduced form on the first split only, and fewer images."""
+        if not subject.reduced or self.runs:
+            return self
+        return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
@@ -90,7 +119,28 @@ class Experiment:
         return dataset.subset(self.images)
 
 
+def on_default_device(model: torch.nn.Module) -> torch.nn.Module:
+    """`model`, or a copy on the GPU where there is one."""
+    return model if default_device().type == "cpu" else copy.deepcopy(model).to(default_device())
+
+
+def too_large(model: torch.nn.Module, dataset: Dataset) -> bool:
+    """Whether a network is measured in a reduced form: a deep one, on real images, without a GPU."""
+    return len(conv_kernels(model)) >= MANY_LAYERS and dataset.name != "shapes" and default_device().type == "cpu"
+
+
+def _truncations(its: Subject) -> Replacements:
+    if not its.reduced:
+        return cut_truncations(its.model)
+    spatial, pointwise = its.layers
+    return joined([cut_truncations(its.model, layers, cuts, REDUCED_RANKS)
+                   for layers, cuts in ((spatial, REDUCED_CUTS), (pointwise, ["OUT"])) if layers])
+
+
 def _joint(its: Subject):
+    if its.reduced:
+        return joined([labelled(joint_truncations(its.model, REESTIMATED_CUTS, common, REDUCED_RANKS), layers="all")
+                       for common in ("fraction", "error")])
     first, *rest = conv_kernels(its.model)
     levels = QUICK if its.quick else None
     return joined([labelled(joint_truncations(its.model, common=common, levels=levels, layers=layers), layers=name)
@@ -100,6 +150,10 @@ def _joint(its: Subject):
 
 def _cp(its: Subject):
     less = {"ranks": (1, 4, 16, 64), "starts": 1, "svd_starts": 0, "max_iterations": 15} if its.quick else {}
+    if its.deep:
+        spatial, _ = its.layers
+        less = {"starts": 1, "svd_starts": 1, "max_iterations": 40} | less | {
+            "layers": [spatial[len(spatial) * k // 6] for k in (1, 3, 5)]}
     return cp_truncations(its.model, seed=its.seed, **less)
 
 
@@ -109,16 +163,20 @@ def _ring(its: Subject):
 
 
 def _retraining(its: Subject, **options) -> Retraining:
-    less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": QUICK_EVALUATED} if its.quick else {}
+    less = {"cases": tuple(case for case in CASES if case.cut != "CP")} if its.deep else {}
+    if its.quick:
+        less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": QUICK_EVALUATED}
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
 
 
 EXPERIMENTS = {
-    "truncation": Experiment(lambda its: cut_truncations(its.model), ("layer", "cut", "rank"), ("test", "validation")),
+    "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(
-        lambda its: matched_noise(cut_truncations(its.model), 5 if its.seed == 0 and not its.quick else 1, its.seed),
+        lambda its: matched_noise(_truncations(its), 5 if its.seed == 0 and not (its.quick or its.reduced) else 1,
+                                  its.seed),
         ("layer", "cut", "rank", "draw")),
-    "shrink": Experiment(lambda its: shrink(its.model), ("layer", "norm_kept"), weighed=False),
+    "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),
+                         ("layer", "norm_kept"), weighed=False),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
     "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments), ("layer", "cut", "rank"),
                              weighed=False),  # it has that error from the start
@@ -142,6 +200,9 @@ EXPERIMENTS = {
         None, ("cut", "strength", "arm", "epoch"),
         runs=lambda its: _retraining(its, epochs=QUICK_LONG if its.quick else LONG, cases=(Case("OUT,KW", 0.5),),
                                      whole=("continued",), arms=("free",))),
+    "batch-norm": Experiment(
+        None, ("cut", "level", "statistics"),
+        runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS)),
     "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
 }
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..tensors.cuts import CUTS, Cut
 from ..tensors.spectra import entanglement_entropy
 from .evaluation import exact_float32, split_arrays, to_unit_floats
-from .gauges import balanced, random_gauge
+from .gauges import gauges
 from .networks import conv_kernels
 from .replacements import Replacements, chosen_layers, compared, joined, labelled
 from .truncations import cut_truncations
@@ -193,15 +193,17 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
 
 
 def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0) -> list[tuple[nn.Module, Replacements]]:
-    """The truncations of `model` in three gauges of its function: (network, truncations of that network) each.
+    """The truncations of `model` in all `gauges` of its function: (network, truncations of that network) each.
 
-    Gauges: "trained", "balanced" and "random", as `random_gauge` draws it with `seed`. Labels: `gauge`, those of
-    `cut_truncations`, and `entropy` of the whole kernel at the cut in that gauge, in bits. Raises `ValueError` for a
-    network that has no gauges.
+    Labels: `gauge`, those of `cut_truncations`, and `entropy` of the whole kernel at the cut in that gauge, in bits.
+    Raises `ValueError` for a network that has no other gauges than its own.
     """
-    gauges = {"trained": model, "balanced": balanced(model), "random": random_gauge(model, seed)}
+    networks = gauges(model, seed)
+    if len(networks) == 1:
+        raise ValueError(f"{type(model).__name__} has no other gauge: it is no plain chain of convolutions and linear "
+                         "layers, and no batch norm follows its convolutions")
     return [(network, labelled(_with_entropy(cut_truncations(network, cuts=cuts, ranks=ranks)), gauge=gauge))
-            for gauge, network in gauges.items()]
+            for gauge, network in networks.items()]
 
 
 def _with_entropy(truncations: Replacements) -> Replacements:

@@ -25,6 +25,11 @@ def to_unit_floats(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255)  # the permuted view is channels_last already
 
 
+def default_device() -> torch.device:
+    """Where networks are trained and evaluated: on a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def exact_float32():
     """Neither TF32 nor autocast: what is published is float32."""

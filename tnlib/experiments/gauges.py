@@ -1,14 +1,68 @@
-"""Gauges: rescalings of hidden channels that leave a ReLU network's function as it is, and change its kernels.
+"""Gauges: rescalings of channels that leave a network's function as it is, and change its kernels.
 
 Channel c of layer k times a, and layer k+1's weights on that channel divided by a: ReLU and average pooling let a
-positive factor through, so the function is the same. Spectra, entropies and relative errors are not: a statement
-about them is one about a gauge.
+positive factor through, so the function is the same. A batch norm undoes any factor that it is given. Spectra,
+entropies and relative errors are not the same: a statement about them is one about a gauge.
 """
 
 import copy
 
 import torch
-from torch import nn
+from torch import fx, nn
+
+
+def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, nn.Module]:
+    """Name → `model` in that gauge: "trained" (as it is), and those that there are for it.
+
+    For a plain chain of layers "balanced" and "random" (see `random_gauge`), with batch norm "folded".
+    """
+    try:
+        return {"trained": model, "balanced": balanced(model), "random": random_gauge(model, seed, spread)}
+    except ValueError:
+        pass
+    try:
+        return {"trained": model, "folded": folded(model)}
+    except ValueError:
+        return {"trained": model}
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """The gauge in which a batch norm only shifts: its scale γ/√(σ² + ε) is in the OUT rows of the kernel before it.
+
+    In eval mode the function is unchanged. Raises `ValueError` for a network in which no batch norm with statistics of
+    its own follows a convolution alone, or that `torch.fx` cannot trace.
+    """
+    copied = copy.deepcopy(model)
+    for conv, norm in _normalized(copied):
+        with torch.no_grad():
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            conv.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))
+            if conv.bias is not None:
+                conv.bias.copy_(conv.bias.double() * scale)
+            norm.running_mean.copy_(norm.running_mean.double() * scale)
+            norm.running_var.fill_(1 - norm.eps)
+            norm.weight.fill_(1.0)
+    return copied
+
+
+def _normalized(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """The convolutions whose output goes into a batch norm and nowhere else, each with it."""
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:  # whatever a module's forward raises when it is traced
+        raise ValueError(f"{type(model).__name__} cannot be traced, so its batch norms are not known: {error}") from None
+    found = []
+    for node in graph.nodes:
+        norm = model.get_submodule(node.target) if node.op == "call_module" else None
+        source = node.args[0] if node.args else None
+        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or source.op != "call_module":
+            continue
+        conv = model.get_submodule(source.target)
+        if isinstance(conv, nn.Conv2d) and len(source.users) == 1:
+            found.append((conv, norm))
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no convolution that a batch norm follows")
+    return found
 
 
 def chain(model: nn.Module) -> list[nn.Module]:

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from ..tensors.cuts import CUTS, distinct_cuts, singular_values
+from ..tensors.network import patches
 from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglement_entropy, entropy, gaussian_like,
                                marchenko_pastur, participation_ratio, rank_for_norm, shuffled_rows)
-from .gauges import balanced, random_gauge
+from .gauges import gauges
 from .networks import conv_kernels
 from .weights import load_model, trained_seeds
 
@@ -25,16 +26,11 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
 
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
-    exp(`gauge_spread`·Gaussian)) for `kind` "kernel"; `kind` is also "shuffled" (of the trained and the balanced
-    gauge) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur" where both sides are at
-    least 30. A network that has no gauge of the plain ReLU chain has only the trained one. Without `shuffled` kernels
-    it is done in a third of the time.
+    exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded", for `kind` "kernel"; `kind` is also "shuffled"
+    (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
+    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time.
     """
-    networks = {"trained": model}
-    try:
-        networks |= {"balanced": balanced(model), "random": random_gauge(model, gauge_seed, gauge_spread)}
-    except ValueError:  # not a plain chain of layers
-        pass
+    networks = gauges(model, gauge_seed, gauge_spread)
     heads, spectra = [], []
 
     def add(layer, depth, shape, cut, gauge, kind, sample, values):
@@ -43,7 +39,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
 
     for gauge, network in networks.items():
         for depth, (layer, kernel) in enumerate(conv_kernels(network).items(), start=1):
-            kernel = kernel.double()
+            kernel = kernel.double().cpu()
             draws = samples if shuffled and gauge != "random" else 0
             others = [shuffled_rows(kernel, sample) for sample in range(draws)]
             for cut in distinct_cuts(kernel.shape):
@@ -93,6 +89,37 @@ def entropies(model: torch.nn.Module) -> dict[str, dict[str, float]]:
     return {layer: {cut.name: round(float(entanglement_entropy(kernel.float().cpu(), cut)), 5)
                     for cut in distinct_cuts(kernel.shape)}
             for layer, kernel in conv_kernels(model).items() if kernel.shape[2:].numel() > 1}
+
+
+def seen_taps(model: torch.nn.Module, image_size: int) -> pd.DataFrame:
+    """How much of every kernel larger than 1×1 meets data at all: one row a layer, in forward order.
+
+    Columns: `layer, height, width` (of its input map)`, seen` (the share of the kernel's norm² in taps that see data,
+    not only padding, at one position or more) and `met` (the same, each tap weighted by the share of positions at which
+    it does). `image_size`: the side of the images, three channels.
+    """
+    layers = {layer: model.get_submodule(layer) for layer, kernel in conv_kernels(model).items()
+              if kernel.shape[2:].numel() > 1}
+    sizes = {}
+    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: sizes.update({layer: inputs[0].shape[2:]}))
+             for layer, module in layers.items()]
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, image_size, image_size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows = []
+    for layer, (height, width) in sizes.items():
+        conv = layers[layer]
+        data = patches(torch.ones(1, 1, height, width), conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        met = data[0, 0].double().mean((2, 3))                                                        # [KH, KW]
+        power = conv.weight.detach().cpu().double().square().sum((0, 1))                              # [KH, KW]
+        rows.append({"layer": layer, "height": height, "width": width,
+                     "seen": (power * (met > 0)).sum().item() / power.sum().item(),
+                     "met": (power * met).sum().item() / power.sum().item()})
+    return pd.DataFrame(rows)
 
 
 def summary(spectra: pd.DataFrame) -> pd.DataFrame:

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .catalogue import Subject, experiment_called
+from .catalogue import Subject, experiment_called, on_default_device, too_large
 from .datasets import Dataset, load_dataset
-from .evaluation import evaluate, split_arrays
+from .evaluation import default_device, evaluate, split_arrays
 from .files import RUNS
 from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
+from .retraining import restart
 from .store import Store
 from .sweep import sweep
 from .tables import UNTRUNCATED, write_table
@@ -35,19 +36,26 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, network_called(model))
-    subject = Subject(model, load_model(model, dataset.name, seed), dataset, seed)
+    network = load_model(model, dataset.name, seed)
+    subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
+    if entry.runs and executor is None:
+        network.to(default_device())
+    entry = entry.on(subject)
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
                 "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
     if dataset.name == "shapes":
         identity["quick"] = True  # fewer cells than elsewhere, and fewer images behind the data-aware error
+    if subject.reduced and not entry.runs:
+        identity["reduced"] = True  # fewer cells than on a machine with a GPU, and fewer images
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     if missing:
-        precision = {"training_precision": training_precision()} if entry.runs else {}
-        call, begun = store.begin({"started": now(), **precision, **provenance()}), time.perf_counter()
+        precision = {"training_precision": training_precision(restart(model, dataset.name))} if entry.runs else {}
+        device = default_device() if executor is None else "cpu"
+        call, begun = store.begin({"started": now(), **precision, **provenance(device)}), time.perf_counter()
         try:
             for place, found in results:
                 store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
@@ -76,6 +84,7 @@ def _missing_cells(entry, subject, done, executor, progress):
     def results():
         for split, swept, left in jobs:
             images = entry.chosen_images(subject.dataset, split)
+            swept = on_default_device(swept) if executor is None else swept
             for place, found in sweep(swept, subject.dataset, left, executor, split=split, images=images,
                                       progress=progress):
                 yield place, found

@@ -1,6 +1,7 @@
 """The networks, and what is read off any network: its convolutions' kernels, in forward order."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -49,9 +50,18 @@ class Vanilla(nn.Module):
         return self.linear2(x)
 
 
+def _resnet50(**arguments) -> nn.Module:
+    from .resnet import ResNet50  # torchvision takes a second to import: only where it is needed
+    return ResNet50(**arguments)
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov momentum, one triangle of the learning rate, light augmentation."""
+    """How a network is trained: SGD with Nesterov momentum, one triangle of the learning rate, light augmentation.
+
+    `.sides`: to which sides images are shrunk, each for an equal share of the epochs; (): they stay as they are.
+    `.bfloat16`: whether a CPU with matrix tiles (AMX) trains in bfloat16 autocast, as a GPU always does.
+    """
 
     epochs: int = 24
     batch_size: int = 128
@@ -63,31 +73,47 @@ class Recipe:
     clip_norm: float = 5.0
     crop_padding: int = 4
     flip: bool = True
+    sides: tuple[int, ...] = ()
+    bfloat16: bool = True
+
+    def side(self, epoch: int, own: int) -> int:
+        """The side that images of side `own` have in an epoch, counted from 0."""
+        return self.sides[epoch * len(self.sides) // self.epochs] if self.sides else own
 
 
 @dataclass(frozen=True)
 class Network:
-    """A published architecture by its name: its class, its arguments, its recipe, and those of some data sets.
+    """A published architecture by its name: what builds it, with which arguments, and its recipe.
 
-    `.images`: how many of the training images it is trained on, class-balanced (None: all); `.shuffled`: whether their
-    labels are shuffled, so that there is nothing to learn but the images one by one.
+    `.smaller`: the name of a data set, or "cpu" for where there is no GPU → (arguments, recipe) in their place, for
+    what would take days there. `.images`: how many of the training images it is trained on, class-balanced (None: all);
+    `.shuffled`: whether their labels are shuffled, so that there is nothing to learn but the images one by one.
+    `.half`: whether kernels are kept as float16, because the file would be too large otherwise.
     """
 
-    build: type
+    build: Callable[..., nn.Module]
     arguments: dict = field(default_factory=dict)
     recipe: Recipe = Recipe()
-    recipes: dict = field(default_factory=dict)  # a data set's name → its own recipe, instead of `recipe`
+    smaller: dict = field(default_factory=dict)
     images: int | None = None
     shuffled: bool = False
+    half: bool = False
+
+    def trained_with(self, dataset: str, device: str) -> tuple[dict, Recipe]:
+        """Arguments and recipe on the data set called `dataset`, on a device of the type `device`."""
+        arguments, recipe = self.smaller.get(dataset) or self.smaller.get(device) or ({}, self.recipe)
+        return self.arguments | arguments, recipe
 
 
+# In float32 on a CPU: bfloat16 is slower there, for all the small layers.
+RESNET = Recipe(epochs=50, peak_lr=0.1, label_smoothing=0.1, bfloat16=False)
 # To fit every image: neither decay nor augmentation nor smoothing.
 MEMORISING = Recipe(epochs=80, peak_lr=0.05, weight_decay=0.0, label_smoothing=0.0, crop_padding=0, flip=False)
 
 NETWORKS = {
     # On shapes, six epochs of small batches are enough, and take half a minute on two cores.
     "vanilla": Network(Vanilla, {"channels": (32, 64, 128, 256)},
-                       recipes={"shapes": Recipe(epochs=6, batch_size=64, peak_lr=0.05, crop_padding=2)}),
+                       smaller={"shapes": ({}, Recipe(epochs=6, batch_size=64, peak_lr=0.05, crop_padding=2))}),
     # The same network with width that does not grow with depth: controls for what looks like an effect of depth.
     "vanilla-constant": Network(Vanilla, {"channels": (96, 96, 96, 96)}),
     "vanilla-reversed": Network(Vanilla, {"channels": (128, 96, 64, 32)}),
@@ -97,6 +123,11 @@ NETWORKS = {
     "vanilla-true-labels": Network(Vanilla, {"channels": (32, 64, 128, 256)}, MEMORISING, images=10_000),
     "vanilla-shuffled-labels": Network(Vanilla, {"channels": (32, 64, 128, 256)}, MEMORISING, images=10_000,
                                        shuffled=True),
+    # 50 epochs are minutes on a GPU, and on two cores of a CPU two days: there it is another network, trained for less.
+    "resnet50": Network(_resnet50, {"stem": "s1"}, RESNET, half=True, smaller={
+        "cpu": ({"stem": "s2"}, replace(RESNET, epochs=12, sides=(16, 24, 24, 32))),
+        "shapes": ({"stem": "s2", "blocks": (1, 1, 1, 1), "width": 16},
+                   replace(RESNET, epochs=4, batch_size=64, peak_lr=0.05, crop_padding=2))}),
 }
 
 

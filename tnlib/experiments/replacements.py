@@ -52,7 +52,8 @@ def labelled(replacements: Replacements, **labels) -> Replacements:
 
 def joined(parts: list[Replacements]) -> Replacements:
     """The cells of all `parts`, generators for one model and all of one kind, one after another."""
-    return Replacements(parts[0].kernels, sum(map(len, parts)), lambda *wanted: itertools.chain.from_iterable(
+    kernels = {layer: kernel for part in parts for layer, kernel in part.kernels.items()}
+    return Replacements(kernels, sum(map(len, parts)), lambda *wanted: itertools.chain.from_iterable(
         part.generate(*wanted) for part in parts), parts[0].asks)
 
 

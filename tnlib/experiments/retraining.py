@@ -16,9 +16,10 @@ from torch.nn.utils import parametrize
 
 from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
+from .batch_norm import batch_norms, reestimated
 from .controls import matched_noise
 from .datasets import Dataset, balanced_sample
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, default_device, evaluate
 from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
@@ -29,6 +30,7 @@ from .weights import find_weights, read_card, stem
 # A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
 PEAK_LR, WARMUP, EPOCHS = 0.02, 0.1, 5
 DRAWS, OTHER_DRAWS, FRESH = 500, 600, 10_000  # seeds of the batches, of another order of them, of fresh weights
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # what batch norm stores beside its parameters
 POSITIONS = 11  # on a path, its ends among them
 TRAIN_IMAGES, TRAIN_SEED = 5_000, 13  # of the training images, on which loss and accuracy are evaluated
 
@@ -73,9 +75,8 @@ def with_noise(model: nn.Module, factors: dict[str, KernelFactors], seed: int) -
 
 def restart(name: str, dataset: str, epochs: int = EPOCHS) -> Recipe:
     """The recipe of the network `name` on the data set `dataset`, but shorter and at a lower learning rate."""
-    entry = network(name)
-    own = entry.recipes.get(dataset, entry.recipe)
-    return dataclasses.replace(own, epochs=epochs, peak_lr=min(PEAK_LR, own.peak_lr), warmup=WARMUP)
+    _, own = network(name).trained_with(dataset, default_device().type)
+    return dataclasses.replace(own, epochs=epochs, peak_lr=min(PEAK_LR, own.peak_lr), warmup=WARMUP, sides=())
 
 
 @dataclass
@@ -154,9 +155,8 @@ class Retraining:
 
     def training(self, module: nn.Module, arm: str) -> Training:
         """The training of `module`, which a run starts from."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         draws = 1000 * self.seed + (OTHER_DRAWS if arm == "reordered" else DRAWS)
-        return Training(module, self.dataset, self.recipe, draws, device)
+        return Training(module, self.dataset, self.recipe, draws, default_device())
 
     def last_weights(self, case: Case | None, arm: str):
         """Where the weights that a run ends in are: below runs/, for the paths between them."""
@@ -215,20 +215,23 @@ class Paths:
 
     def run(self, case: Case | None, arm: str) -> Iterator[tuple[dict, Evaluation]]:
         """(labels, test evaluation) along a path. Labels: those of `keys`, and `distance` between its ends over the norm
-        of the "continued" run's weights, `train_loss` and `train_accuracy` as in a run."""
+        of the "continued" run's weights, `train_loss` and `train_accuracy` as in a run. The statistics of batch norm
+        are those of the training images at every point: those of the ends are wrong between them."""
         start, end = (self._weights(*run) for run in ((None, "continued"), (case, arm)))
         norm = lambda weights: sum(tensor.double().square().sum() for tensor in weights.values()).sqrt().item()
         distance = norm({name: end[name] - tensor for name, tensor in start.items()}) / norm(start)
-        module = copy.deepcopy(self.retraining.model)
+        module, some = copy.deepcopy(self.retraining.model), self.retraining.some_training_images
         for key in self.keys(case, arm):
-            module.load_state_dict({name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()})
-            seen = evaluate(module, self.retraining.some_training_images)
+            weights = {name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()}
+            module.load_state_dict(module.state_dict() | weights)
+            network = reestimated(module, some.test_images) if batch_norms(module) else module
+            seen = evaluate(network, some)
             yield (key | {"distance": distance, "train_loss": seen.loss, "train_accuracy": seen.accuracy},
-                   evaluate(module, self.retraining.dataset))
+                   evaluate(network, self.retraining.dataset))
 
     def _weights(self, case, arm):
         path = self.retraining.last_weights(case, arm)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: the paths are between the weights that re-training ended in; "
                                     f"measure retraining of this network on this machine first")
-        return load_file(path)
+        return {name: tensor for name, tensor in load_file(path).items() if name.rpartition(".")[2] not in STATISTICS}

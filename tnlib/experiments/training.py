@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .datasets import Dataset, balanced_sample, load_dataset
-from .evaluation import evaluate, to_unit_floats
+from .evaluation import default_device, evaluate, to_unit_floats
 from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
-from .weights import save_weights, stem
+from .weights import as_stored, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
@@ -37,16 +37,17 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     entry = network(model)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, entry)
-    recipe = recipe or entry.recipes.get(dataset.name, entry.recipe)
+    device = torch.device(device or default_device())
+    arguments, own = entry.trained_with(dataset.name, device.type)
+    recipe = recipe or own
     if len(dataset.train_labels) < recipe.batch_size:
         raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
                          f"{recipe.batch_size} is needed")
     if dataset.train_images.shape[1] != dataset.train_images.shape[2]:
         raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(folder or RUNS / "weights") / f"{stem(model, dataset.name, seed)}.safetensors"
 
-    architecture = entry.arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
+    architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = entry.build(**architecture)
@@ -57,6 +58,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     started, initial_entropy = now(), entropies(module)
     history, seconds = _fit(module, dataset, recipe, seed, device, path.with_suffix(".checkpoint"), identity, progress)
     module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
+    module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
     test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
     save_weights(module, path, identity | {
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -66,9 +68,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         "shuffled_labels": entry.shuffled,
         "test_accuracy": test.accuracy, "test_loss": test.loss,
         "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
-        "precision": training_precision(device),
+        "precision": training_precision(recipe, device),
         "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
-        "train_seconds": round(seconds, 1), **provenance(device)})
+        "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return module
 
@@ -133,10 +135,12 @@ class Training:
         for k in range(self.steps):
             batch = order[k * self.recipe.batch_size:(k + 1) * self.recipe.batch_size]
             inputs = to_unit_floats(augment(self.images[batch], self.side, self.recipe.flip, generator))
+            if (side := self.recipe.side(epoch, self.side)) != self.side:
+                inputs = F.interpolate(inputs, (side, side), mode="bilinear", antialias=True)
             target = self.labels[batch]
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * self.steps + k, self.steps * self.recipe.epochs, self.recipe)
-            kind, enabled = _autocast(self.device)
+            kind, enabled = _autocast(self.recipe, self.device)
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
                 logits = self.module(inputs)
             loss = F.cross_entropy(logits.float(), target, label_smoothing=self.recipe.label_smoothing)
@@ -172,15 +176,15 @@ def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
     return history, seconds
 
 
-def _autocast(device: torch.device) -> tuple[str, bool]:
+def _autocast(recipe: Recipe, device: torch.device) -> tuple[str, bool]:
     """The device's type, and whether bfloat16 pays there: on a CPU without matrix tiles (AMX) float32 is faster."""
-    return device.type, device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return device.type, device.type == "cuda" or recipe.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
-def training_precision(device: torch.device | None = None) -> str:
+def training_precision(recipe: Recipe, device: torch.device | None = None) -> str:
     """What a card says of the arithmetic of a training; `device`: None for the one that is trained on here."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return "bfloat16 autocast in training, float32 in evaluation" if _autocast(device)[1] else "float32"
+    device = device or default_device()
+    return "bfloat16 autocast in training, float32 in evaluation" if _autocast(recipe, device)[1] else "float32"
 
 
 def _set_normalization(module, dataset) -> None:

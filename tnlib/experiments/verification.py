@@ -108,14 +108,16 @@ class _Table:
 
     def __init__(self, path, load):
         self.path, card = path, read_card(path)
-        self.entry, self.table = EXPERIMENTS[card["experiment"]], read_table(path)
+        self.table = read_table(path)
         dataset = as_trained_on(load(card["dataset"]), network(card["model"]))
         weights = read_card(find_weights(card["model"], card["dataset"], card["seed"]))["sha256"]
         if card["weights"] != weights:
             raise ValueError(f"{path} was measured on weights {card['weights'][:16]}…, and those published are "
                              f"{weights[:16]}…: measure it again")
         model = load_model(card["model"], card["dataset"], card["seed"])
-        self.subject, self.split = Subject(card["model"], model, dataset, card["seed"]), self.entry.splits[0]
+        self.subject = Subject(card["model"], model, dataset, card["seed"], reduced=card.get("reduced", False))
+        self.entry = EXPERIMENTS[card["experiment"]].on(self.subject)
+        self.split = self.entry.splits[0]
         labels = split_arrays(dataset, self.split)[1]
         shared = len(labels) - (dataset.num_differing_test if self.split == "test" else 0)
         number = min(IMAGES, shared)

@@ -18,10 +18,15 @@ def stem(model: str, dataset: str, seed: int) -> str:
     return f"{model}-{Path(dataset).name.removesuffix('.npz')}-s{seed}"
 
 
-def save_weights(model: torch.nn.Module, path, card: dict) -> dict:
-    """Write `model`'s weights to `path` and `card`, with the file's sha256 in it, beside it; return the card."""
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def as_stored(model: torch.nn.Module, half: bool) -> dict[str, torch.Tensor]:
+    """The tensors of `model` as a file holds them: all as they are, or, with `half`, convolutions' kernels as float16."""
+    return {name: (tensor.detach().half() if half and tensor.ndim == 4 else tensor.detach()).cpu().contiguous()
+            for name, tensor in model.state_dict().items()}
+
+
+def save_weights(model: torch.nn.Module, path, card: dict, half: bool = False) -> dict:
+    """Write `model`'s weights (`as_stored`) to `path` and `card`, with the file's sha256 in it, beside it; return the card."""
+    path, tensors = Path(path), as_stored(model, half)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary)
         card = card | {"file": path.name, "sha256": sha256_of(temporary)}

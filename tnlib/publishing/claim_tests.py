@@ -13,6 +13,7 @@ from ..experiments.retraining import CASES
 from .claims import Part, share_part
 
 SHALLOW, DEEP = "conv2", "conv4"  # claim 1b's layers 2 and 4 of the vanilla network
+OF_THE_FUNCTION = ("balanced", "folded")  # gauges that follow from the network's function: a network has one of them
 
 
 def harmless_truncations(points: pd.DataFrame, thresholds: dict, reading: str = "lambda") -> tuple[Part, ...]:
@@ -60,7 +61,7 @@ def correlation_compression(ratios, deficits, without_decay, thresholds: dict) -
     """Claim 2: (i) ε* over that of matched noise, (ii) the entropy deficit, (iii) the same without weight decay.
 
     `ratios`: `harmless_error_ratios`. `deficits`, `without_decay`: `summary` of spectra; the kernels in the balanced
-    gauge at cuts of a large enough rank are taken. A table may be None: its part is left out.
+    gauge, or with batch norm in the folded one, at cuts of a large enough rank are taken. A table may be None: its part is left out.
     """
     parts = []
     if ratios is not None:
@@ -70,19 +71,19 @@ def correlation_compression(ratios, deficits, without_decay, thresholds: dict) -
     for name, table in (("(ii) median entropy deficit", deficits),
                         ("(iii) the same without weight decay", without_decay)):
         if table is not None:
-            values, cells = _median_deficits(table, "balanced", thresholds)
+            values, cells = _median_deficits(table, OF_THE_FUNCTION, thresholds)
             parts.append(Part(name, values, "deficit", thresholds["median_deficit"], 0.0, cells))
     return tuple(parts)
 
 
 def deficit_in(gauge: str, deficits: pd.DataFrame, thresholds: dict) -> Part:
     """A control of claim 2: the median deficit in another gauge."""
-    values, cells = _median_deficits(deficits, gauge, thresholds)
+    values, cells = _median_deficits(deficits, (gauge,), thresholds)
     return Part(f"median entropy deficit in a {gauge} gauge", values, "deficit", comparisons=cells)
 
 
-def _median_deficits(table, gauge, thresholds):
-    chosen = table[(table["gauge"] == gauge) & (table["kind"] == "kernel")
+def _median_deficits(table, gauges, thresholds):
+    chosen = table[table["gauge"].isin(gauges) & (table["kind"] == "kernel")
                    & (table["max_rank"] >= thresholds["least_max_rank"])]
     return tuple(chosen.groupby("seed")["deficit_share"].median()), len(chosen)
 

@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ..experiments.networks import NETWORKS
 from ..experiments.statistics import Interval, percentile_interval
 from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in,
                           harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
@@ -130,9 +129,9 @@ def _by_seed(column):
 
 def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str = "lambda") -> Verdict:
     """One claim on one pair, before Holm's correction and without controls; `thresholds` instead of the claim's own."""
-    if pair.model not in NETWORKS or not pair.accuracies:
-        why = "is not among this project's networks yet" if pair.model not in NETWORKS else "has no published weights"
-        return Verdict(claim["id"], pair.model, pair.dataset, NOT_TESTED, f"{TITLES.get(pair.model, pair.model)} {why}")
+    if not pair.accuracies:
+        return Verdict(claim["id"], pair.model, pair.dataset, NOT_TESTED,
+                       f"{TITLES.get(pair.model, pair.model)} has no published weights")
     find = _Finder()
     parts = _parts(claim, pair, thresholds or claim["thresholds"], reading, find)
     verdict = NOT_TESTED if find.missing else worst(parts)

@@ -1,0 +1,195 @@
+"""Statistics of batch norm estimated anew, against torch's own training mode; truncations measured with either."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tnlib import conv_kernels, evaluate, truncate
+from tnlib.experiments import catalogue, measurements, retraining, weights
+from tnlib.experiments.batch_norm import Reestimation, batch_norms, reestimated
+from tnlib.experiments.catalogue import EXPERIMENTS, Subject
+from tnlib.experiments.datapackage import COLUMNS
+from tnlib.experiments.datasets import Dataset
+from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.resnet import ResNet50
+from tnlib.experiments.retraining import Paths, Retraining
+from tnlib.experiments.tables import read_answers, read_table
+from tnlib.experiments.weights import read_card
+
+pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
+BLOCKS = {"stem": "s1", "blocks": (1, 1, 1, 1), "width": 8, "image_size": 16}
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.RandomState(0)
+    image = lambda n: random.randint(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+    return Dataset(image(60), np.arange(60) % 3, image(200), np.arange(200) % 3, name="small")
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """Batch norm has scales, shifts and the statistics of some images."""
+    torch.manual_seed(0)
+    network = ResNet50(3, **BLOCKS)
+    for module in batch_norms(network):
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias, std=0.3)
+    return reestimated(network, data.test_images)
+
+
+# ---- the statistics ------------------------------------------------------------------------------------------------
+
+def test_statistics_are_those_that_torch_finds_in_training(model, data):
+    """Of one batch: what `momentum = 1` stores in training mode."""
+    pixels = data.train_images[:100]
+    expected = copy.deepcopy(model)
+    for norm in batch_norms(expected):
+        norm.momentum = 1.0
+    expected.train()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    found = reestimated(model, pixels)
+    assert len(batch_norms(found)) == 17
+    for ours, theirs in zip(batch_norms(found), batch_norms(expected)):
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.running_var, theirs.running_var, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_else_changes_and_the_network_stays_as_it_is(model, data):
+    before = copy.deepcopy(model.state_dict())
+    found = reestimated(model, data.train_images)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert not found.training and not any(norm.training for norm in batch_norms(found))
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), model.parameters()))
+    assert [norm.momentum for norm in batch_norms(found)] == [norm.momentum for norm in batch_norms(model)]
+    assert not torch.equal(found.bn1.running_mean, model.bn1.running_mean)
+
+
+def test_batches_are_averaged(monkeypatch, data):
+    """Of a single batch norm: the mean of the batches' means, and of their variances."""
+    monkeypatch.setattr("tnlib.experiments.batch_norm.BATCH", 45)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(2, 3, 16, 16))
+    found = reestimated(model, data.train_images)[0]  # 180 images: 200 without those held out
+    batches = [torch.from_numpy(part).double() / 255 for part in np.split(data.train_images, 4)]
+    for ours, statistic in ((found.running_mean, torch.Tensor.mean), (found.running_var, torch.Tensor.var)):
+        expected = torch.stack([statistic(batch, (0, 1, 2)) for batch in batches]).mean(0)
+        torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_without_batch_norm_is_refused(data):
+    with pytest.raises(ValueError, match="Vanilla has no batch norm whose statistics could be estimated anew"):
+        reestimated(Vanilla(3, (2, 2, 2, 2), image_size=16), data.train_images)
+    with pytest.raises(ValueError, match="Vanilla has no batch norm"):
+        Reestimation(Vanilla(3, (2, 2, 2, 2), image_size=16), data, np.arange(5), ("OUT",), (0.5,))
+
+
+def test_truncated_networks_answer_with_either_statistics(model, data):
+    chosen = np.arange(0, 150)
+    plan = Reestimation(model, data, chosen, ("OUT", "OUT,KW"), (0.3,))
+    assert plan.runs() == [("OUT", 0.3), ("OUT,KW", 0.3)]
+    (stored, first), (anew, second) = plan.run("OUT,KW", 0.3)
+    assert (stored["statistics"], anew["statistics"]) == ("stored", "re-estimated")
+    assert stored["relative_error"] == anew["relative_error"] > 0.1
+    network = copy.deepcopy(model)
+    for layer, kernel in conv_kernels(model).items():
+        most = min(kernel.shape[0] * kernel.shape[3], kernel.shape[1] * kernel.shape[2])
+        network.get_submodule(layer).weight.data = truncate(kernel, "OUT,KW", int(np.ceil(0.3 * most)))
+    assert first.loss == pytest.approx(evaluate(network, data).loss, rel=1e-3)
+    assert second.loss == pytest.approx(evaluate(reestimated(network, data.train_images[chosen]), data).loss, rel=1e-3)
+    assert second.loss != pytest.approx(first.loss, rel=1e-2)
+
+
+# ---- a deep network without a GPU ------------------------------------------------------------------------------------
+
+@pytest.fixture
+def deep(model, data, tmp_path, monkeypatch):
+    """`model` as if it were deep, with weights and results in tmp_path."""
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
+    monkeypatch.setattr(measurements, "RUNS", tmp_path)
+    weights.save_weights(model, tmp_path / "weights" / "resnet50-small-s0.safetensors", {
+        "model": "resnet50", "dataset": "small", "seed": 0, "architecture": BLOCKS | {"classes": 3}})
+    return data
+
+
+def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
+    monkeypatch.setattr(catalogue, "REDUCED_RANKS", (0.5,))
+    table = read_table(path := measurements.measure("truncation", "resnet50", deep, progress=False))
+    assert read_card(path)["reduced"] is True and read_card(path)["test_images"]["number"] == 30
+    assert (table["images"] == 30).all() and set(table["split"]) == {"test"}
+    spatial = [layer for layer, kernel in conv_kernels(model).items() if kernel.shape[2:].numel() > 1]
+    cuts = table.groupby("layer", sort=False)["cut"].unique()
+    assert list(cuts.index) == [*spatial, *[layer for layer in conv_kernels(model) if layer not in spatial][::3]]
+    assert all(set(cuts[layer]) == ({"OUT", "OUT,KW", "OUT,IN"} if layer in spatial else {"OUT"}) for layer in cuts.index)
+    chosen = deep.subset(30)
+    some = Dataset(deep.test_images[chosen], deep.test_labels[chosen])
+    row = read_answers(path).query("layer == 'layer3.0.conv2' and cut == 'OUT,KW'").iloc[0]
+    network = copy.deepcopy(model)
+    kernel = conv_kernels(model)["layer3.0.conv2"]
+    network.layer3[0].conv2.weight.data = truncate(kernel, "OUT,KW", row["rank"])
+    assert np.array_equal(row["answers"], evaluate(network, some).correct)
+
+
+def test_noise_and_shrink_are_of_the_same_layers(deep, model):
+    subject = Subject("resnet50", model, deep, 0, reduced=True)
+    layers = {name: {labels["layer"] for labels, _ in EXPERIMENTS[name].cells(subject)} for name in ("truncation", "shrink")}
+    assert layers["truncation"] == layers["shrink"]
+    assert len(EXPERIMENTS["noise"].cells(subject)) == len(EXPERIMENTS["truncation"].cells(subject))
+
+
+def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monkeypatch):
+    assert not catalogue.too_large(model, data), "17 layers"
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    assert catalogue.too_large(model, data)
+    assert not catalogue.too_large(model, Dataset(data.test_images, data.test_labels, name="shapes"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not catalogue.too_large(model, data)
+
+
+def test_networks_of_many_layers_are_fitted_at_three_kernels(model, data, monkeypatch):
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    cells = EXPERIMENTS["cp"].cells(Subject("resnet50", model, data, 0))
+    asked = []
+    for _ in cells.generate(lambda labels: asked.append(labels["layer"])):
+        pass
+    assert list(dict.fromkeys(asked)) == ["conv1", "layer2.0.conv2", "layer4.0.conv2"]
+
+
+def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
+    monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
+    monkeypatch.setattr(catalogue, "REESTIMATED_LEVELS", (0.3, 0.6))
+    path = measurements.measure("batch-norm", "resnet50", deep, progress=False)
+    table = read_table(path)
+    assert table[["cut", "level", "statistics"]].values.tolist() == [
+        ["OUT", level, statistics] for level in (0.3, 0.6) for statistics in ("stored", "re-estimated")]
+    assert set(table.columns) <= COLUMNS.keys()
+    content = path.read_bytes()
+    monkeypatch.setattr(Reestimation, "run", None)
+    assert measurements.measure("batch-norm", "resnet50", deep, progress=False).read_bytes() == content
+
+
+# ---- paths between re-trained networks -------------------------------------------------------------------------------
+
+def test_on_a_path_the_statistics_are_those_of_every_point(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(retraining, "RUNS", tmp_path)
+    plan = Retraining("resnet50", model, data, 0, evaluated=90)
+    torch.manual_seed(1)
+    ends = {"continued": copy.deepcopy(model), "reordered": copy.deepcopy(model)}
+    for arm, network in ends.items():
+        for parameter in network.parameters():
+            parameter.data += 0.1 * parameter.std() * torch.randn_like(parameter)
+        network.bn1.running_mean.fill_(99.0)  # of no use between the ends, and so not used at them either
+        Retraining._keep(network, plan.last_weights(None, arm))
+    rows = list(Paths(plan).run(None, "reordered"))
+    some = plan.some_training_images
+    for (labels, found), network in ((rows[0], ends["continued"]), (rows[-1], ends["reordered"])):
+        expected = reestimated(network, some.test_images)
+        assert found.loss == pytest.approx(evaluate(expected, data).loss, rel=1e-4)
+        assert labels["train_loss"] == pytest.approx(evaluate(expected, some).loss, rel=1e-4)
+    vector = lambda network: torch.cat([p.flatten().double() for p in (*network.parameters(), *network.normalize.buffers())])
+    start, end = map(vector, ends.values())
+    assert rows[5][0]["distance"] == pytest.approx(((end - start).norm() / start.norm()).item())

@@ -1,0 +1,86 @@
+"""Batch norm after a change of kernels: the same network with statistics of its own, nothing else trained.
+
+Truncated kernels give other means and variances than those that batch norm has stored. What a re-training wins back may
+be only that; so accuracy is compared before and after they are estimated anew.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from .datasets import Dataset
+from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
+from .truncations import joint_truncations
+
+BATCH = 500  # images whose statistics are averaged
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers of `model` that normalise with stored statistics."""
+    return [module for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None]
+
+
+def reestimated(model: nn.Module, images: np.ndarray) -> nn.Module:
+    """A copy of `model` in eval mode whose batch norms have the statistics of `images` (uint8, (N, H, W, 3)).
+
+    The mean of those of batches of 500, each seen through the batch norms before it as in training. Raises `ValueError`
+    for a network without batch norm.
+    """
+    copied = copy.deepcopy(model).eval()
+    if not (norms := batch_norms(copied)):
+        raise ValueError(f"{type(model).__name__} has no batch norm whose statistics could be estimated anew")
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    device = next(copied.parameters()).device
+    with torch.no_grad(), exact_float32():
+        for part in np.array_split(images, max(1, len(images) // BATCH)):  # all but alike: they weigh the same
+            copied(to_unit_floats(torch.from_numpy(part).to(device)))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    return copied.eval()
+
+
+@dataclass
+class Reestimation:
+    """All layers of `model` truncated to one of `levels` of the largest rank at one of `cuts`: answers with the stored
+    statistics of batch norm, and with those of the training images `images` (indices)."""
+
+    model: nn.Module
+    dataset: Dataset
+    images: np.ndarray
+    cuts: tuple[str, ...]
+    levels: tuple[float, ...]
+
+    def __post_init__(self):
+        if not batch_norms(self.model):
+            raise ValueError(f"{type(self.model).__name__} has no batch norm whose statistics could be estimated anew")
+
+    def runs(self) -> list[tuple[str, float]]:
+        return [(cut, level) for cut in self.cuts for level in self.levels]
+
+    def keys(self, cut: str, level: float) -> list[dict]:
+        """What tells the rows of a run apart."""
+        return [{"cut": cut, "level": level, "statistics": statistics} for statistics in ("stored", "re-estimated")]
+
+    def prepared(self, cut: str, level: float) -> "Reestimation":
+        """Nothing is to be found beforehand."""
+        return self
+
+    def run(self, cut: str, level: float) -> Iterator[tuple[dict, Evaluation]]:
+        """(labels, test evaluation) with either statistics. Labels: those of `keys` and of `joint_truncations`."""
+        (about, kernels), = joint_truncations(self.model, cut, "fraction", level)
+        truncated = copy.deepcopy(self.model)
+        for layer, kernel in kernels.items():
+            truncated.get_submodule(layer).weight.data = kernel
+        pixels = split_arrays(self.dataset, "train")[0][self.images]
+        for key in self.keys(cut, level):
+            network = truncated if key["statistics"] == "stored" else reestimated(truncated, pixels)
+            yield about | key, evaluate(network, self.dataset)
