@@ -55,6 +55,7 @@ class Subject:
 
     @property
     def deep(self) -> bool:
+        """Whether it has so many layers that not all of them can be fitted."""
         return len(conv_kernels(self.model)) >= MANY_LAYERS
 
     @property
