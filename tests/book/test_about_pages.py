@@ -9,7 +9,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 from tnlib.experiments.files import ROOT
 from tnlib.publishing.running import sections
 
-ABOUT = ("how_it_works", "how_to_rerun", "status")
+ABOUT = ("trained_networks", "how_it_works", "how_to_rerun", "status")
 
 
 def read(site, page):

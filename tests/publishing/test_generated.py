@@ -12,7 +12,7 @@ from tnlib.experiments.files import PUBLISHED, ROOT, write_json
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing import generated, running
-from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, status
+from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, status, trained
 from tnlib.publishing.parameters import Types
 from tnlib.publishing.running import Job, Section, sections
 
@@ -33,7 +33,7 @@ def test_a_mark_is_replaced_and_the_rest_is_left(monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are gallery, parameters, costs"):
+    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are gallery, parameters, trained, costs"):
         fill("% generated: nmaes\n", [])
 
 
@@ -57,6 +57,34 @@ def test_every_parameter_of_every_chapter_and_every_type():
     assert takes["Spread"] == "a number above 0 and at most 5"
     assert takes["Ranks"] == "a list of 1 to 20, each a whole number at least 1"
     assert takes["Profile"] == "one of `published`, `shapes`, `full`"
+
+
+def network_card(model, seed, test_accuracy, **more):
+    return {"model": model, "dataset": "cifar10", "seed": seed, "architecture": {"channels": [4, 5], "classes": 10},
+            "parameters": 1234567, "recipe": {"epochs": 24, "weight_decay": 0.0005}, "images": {"train": 45_000},
+            "test_accuracy": test_accuracy, "train_accuracy": 0.9} | more
+
+
+def test_trained_networks_are_those_of_the_cards(monkeypatch):
+    """84 % is what a verdict on vanilla and CIFAR-10 takes: of every network, not of their mean."""
+    cards = [network_card("vanilla", 0, 0.86), network_card("vanilla", 1, 0.85),
+             network_card("vanilla", 2, 0.99, recipe={"epochs": 5, "weight_decay": 0.0}),
+             network_card("resnet50", 3, 0.895, architecture={"stem": "s2", "blocks": [1, 2], "image_size": 32})]
+    monkeypatch.setattr(generated, "published_networks", lambda: cards)
+    (table,) = tables(trained([]))
+    assert table.to_numpy().tolist() == [
+        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "24 epochs on 45,000 images, weight decay 0.0005", "0, 1",
+         "85.5 ± 0.7", "90.0 ± 0.0"],
+        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "5 epochs on 45,000 images, weight decay 0", "2", "99.0", "90.0"],
+        ["resnet50", "cifar10", "stem s2; blocks 1, 2", "1,234,567", "24 epochs on 45,000 images, weight decay 0.0005", "3",
+         "89.5 *reduced*", "90.0"]]
+    cards[1] |= {"test_accuracy": 0.839}
+    assert tables(trained([]))[0]["test accuracy"][0].endswith(" *reduced*")
+
+
+def test_every_published_network_is_in_the_table():
+    (table,) = tables(trained([]))
+    assert sum(len(seeds.split(", ")) for seeds in table["seeds"]) == len(published_networks())
 
 
 def card_of(folder, seed, rows, *calls):

@@ -173,7 +173,7 @@ def _retraining(its: Subject, **options) -> Retraining:
 EXPERIMENTS = {
     "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(
-        lambda its: matched_noise(_truncations(its), 5 if its.seed == 0 and not (its.quick or its.reduced) else 1,
+        lambda its: matched_noise(_truncations(its), 5 if its.seed == 0 and not (its.quick or its.deep) else 1,
                                   its.seed),
         ("layer", "cut", "rank", "draw")),
     "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),

@@ -17,6 +17,7 @@ from ..experiments.provenance import git_commit
 from ..experiments.strengths import CASES
 from ..experiments.weights import published_networks, read_card
 from ..tensors.cuts import CUTS
+from .claims import read_claims
 from .gallery import gallery
 from .parameters import Types
 from .running import Job, outdated
@@ -67,6 +68,38 @@ def _takes(schema: dict) -> str:
     ends = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{words} {schema[end]:,}" for end, words in ends.items() if end in schema]
     return f"a {'whole ' if schema['type'] == 'integer' else ''}number {' and '.join(limits)}"
+
+
+# ---- the networks --------------------------------------------------------------------------------------------------------
+
+def trained(jobs: list[Job]) -> str:
+    """Every published network, by architecture and data set, from the cards of its weights."""
+    least, groups = read_claims()["verdicts"]["least_accuracy"], {}
+    for card in published_networks():
+        recipe = card["recipe"]
+        shape = {name: value for name, value in card["architecture"].items() if name not in ("classes", "image_size")}
+        alike = (card["model"], card["dataset"], _arguments(shape), card["parameters"],
+                 f"{recipe['epochs']} epochs on {card['images']['train']:,} images, weight decay {recipe['weight_decay']:g}")
+        groups.setdefault(alike, []).append(card)
+    rows = []
+    for (model, dataset, shape, parameters, training), cards in groups.items():
+        asked = least.get(model, {}).get(dataset, 0)
+        reduced = min(card["test_accuracy"] for card in cards) < asked
+        rows.append({"network": model, "data set": dataset, "architecture": shape, "parameters": f"{parameters:,}",
+                     "training": training, "seeds": ", ".join(str(card["seed"]) for card in cards),
+                     "test accuracy": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,
+                     "training accuracy": _percent(card["train_accuracy"] for card in cards)})
+    return _table(rows)
+
+
+def _arguments(shape: dict) -> str:
+    return "; ".join(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in shape.items())
+
+
+def _percent(shares) -> str:
+    """Mean and standard deviation of shares, in per cent."""
+    found = 100 * pd.Series(list(shares))
+    return f"{found.mean():.1f}" + (f" ± {found.std():.1f}" if len(found) > 1 else "")
 
 
 # ---- what it cost --------------------------------------------------------------------------------------------------------
@@ -156,4 +189,4 @@ def _table(rows: list[dict]) -> str:
 
 
 GENERATED: dict[str, Callable[[list[Job]], str]] = {
-    "gallery": gallery, "parameters": parameters, "costs": costs, "modules": modules, "status": status}
+    "gallery": gallery, "parameters": parameters, "trained": trained, "costs": costs, "modules": modules, "status": status}
