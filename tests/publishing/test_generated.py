@@ -73,10 +73,10 @@ def test_trained_networks_are_those_of_the_cards(monkeypatch):
     monkeypatch.setattr(generated, "published_networks", lambda: cards)
     (table,) = tables(trained([]))
     assert table.to_numpy().tolist() == [
-        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "24 epochs on 45,000 images, weight decay 0.0005", "0, 1",
+        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "24", "45,000", "0.0005", "0, 1",
          "85.5 ± 0.7", "90.0 ± 0.0"],
-        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "5 epochs on 45,000 images, weight decay 0", "2", "99.0", "90.0"],
-        ["resnet50", "cifar10", "stem s2; blocks 1, 2", "1,234,567", "24 epochs on 45,000 images, weight decay 0.0005", "3",
+        ["vanilla", "cifar10", "channels 4, 5", "1,234,567", "5", "45,000", "0", "2", "99.0", "90.0"],
+        ["resnet50", "cifar10", "stem s2; blocks 1, 2", "1,234,567", "24", "45,000", "0.0005", "3",
          "89.5 *reduced*", "90.0"]]
     cards[1] |= {"test_accuracy": 0.839}
     assert tables(trained([]))[0]["test accuracy"][0].endswith(" *reduced*")

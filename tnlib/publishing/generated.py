@@ -78,15 +78,15 @@ def trained(jobs: list[Job]) -> str:
     for card in published_networks():
         recipe = card["recipe"]
         shape = {name: value for name, value in card["architecture"].items() if name not in ("classes", "image_size")}
-        alike = (card["model"], card["dataset"], _arguments(shape), card["parameters"],
-                 f"{recipe['epochs']} epochs on {card['images']['train']:,} images, weight decay {recipe['weight_decay']:g}")
+        alike = (card["model"], card["dataset"], _arguments(shape), card["parameters"], recipe["epochs"],
+                 card["images"]["train"], recipe["weight_decay"])
         groups.setdefault(alike, []).append(card)
     rows = []
-    for (model, dataset, shape, parameters, training), cards in groups.items():
+    for (model, dataset, shape, parameters, epochs, images, decay), cards in groups.items():
         asked = least.get(model, {}).get(dataset, 0)
         reduced = min(card["test_accuracy"] for card in cards) < asked
         rows.append({"network": model, "data set": dataset, "architecture": shape, "parameters": f"{parameters:,}",
-                     "training": training, "seeds": ", ".join(str(card["seed"]) for card in cards),
+                     "epochs": epochs, "images": f"{images:,}", "decay": f"{decay:g}", "seeds": ", ".join(str(card["seed"]) for card in cards),
                      "test accuracy": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,
                      "training accuracy": _percent(card["train_accuracy"] for card in cards)})
     return _table(rows)
