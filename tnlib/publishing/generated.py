@@ -87,8 +87,8 @@ def trained(jobs: list[Job]) -> str:
         reduced = min(card["test_accuracy"] for card in cards) < asked
         rows.append({"network": model, "data set": dataset, "architecture": shape, "parameters": f"{parameters:,}",
                      "epochs": epochs, "images": f"{images:,}", "decay": f"{decay:g}", "seeds": ", ".join(str(card["seed"]) for card in cards),
-                     "test accuracy": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,
-                     "training accuracy": _percent(card["train_accuracy"] for card in cards)})
+                     "test, %": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,
+                     "training, %": _percent(card["train_accuracy"] for card in cards)})
     return _table(rows)
 
 
