@@ -170,6 +170,9 @@ def test_2_takes_geometric_means_and_medians_of_the_right_cells_and_needs_all_th
                                                ASKED["2"])) == "not reproduced"
     assert len(tests.correlation_compression(None, deficits_of(0.15), None, ASKED["2"])) == 1
     assert tests.deficit_in("random", deficits_of(0.3, "random"), ASKED["2"]).values == pytest.approx((0.3, 0.301, 0.302))
+    with_batch_norm = deficits_of(0.15).replace({"gauge": {"balanced": "folded"}}).query("gauge != 'random'")
+    (part,) = tests.correlation_compression(None, with_batch_norm, None, ASKED["2"])
+    assert part.values == pytest.approx((0.15, 0.151, 0.152)), "with batch norm, the gauge in which it is folded in"
 
 
 def test_3_is_judged_after_the_third_epoch():
