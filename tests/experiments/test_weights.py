@@ -15,8 +15,10 @@ from tnlib import Dataset, evaluate, load_dataset, load_model
 from tnlib.experiments import weights
 from tnlib.experiments.datasets import CIFAR
 from tnlib.experiments.files import PUBLISHED, atomic_path, write_json
+from tnlib.experiments.kernel_spectra import entropies
 from tnlib.experiments.networks import Recipe, Vanilla, network
-from tnlib.experiments.weights import find_weights, published_networks, read_card, save_weights, trained_seeds
+from tnlib.experiments.weights import (find_weights, initial_model, published_networks, read_card, save_weights,
+                                       trained_seeds)
 
 ARCHITECTURE = {"channels": [2, 3, 4, 5], "classes": 3, "hidden": 4, "image_size": 16}
 CARD = {"model": "vanilla", "dataset": "mine", "seed": 0, "architecture": ARCHITECTURE, "test_accuracy": 0.5}
@@ -211,3 +213,11 @@ def test_published_accuracy_is_that_of_the_weights(dataset):
         found = evaluate(load_model(card["model"], dataset, card["seed"]), some).accuracy
         expected = card["test_accuracy"]
         assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 1000)), card["file"]
+
+
+@pytest.mark.parametrize("card", [card for card in published_networks() if "initial_entropy" in card], ids=lambda card: card["file"])
+def test_the_network_before_its_training_is_the_one_that_was_trained(card):
+    found = entropies(initial_model(card))
+    assert found.keys() == card["initial_entropy"].keys()
+    for layer, cuts in card["initial_entropy"].items():
+        assert found[layer] == pytest.approx(cuts, abs=1e-4), layer

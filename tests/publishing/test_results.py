@@ -2,12 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.numpy import load_file
 
-from tnlib.experiments.networks import NETWORKS
+from tnlib.experiments.networks import NETWORKS, network
 from tnlib.experiments.tables import find_table, read_table
-from tnlib.experiments.weights import trained_seeds
+from tnlib.experiments.weights import find_weights, read_card, trained_seeds
 from tnlib.publishing import results
 from tnlib.publishing.results import measured, titles
 from tnlib.publishing.section import OpenSection
@@ -33,6 +36,20 @@ def test_the_recipe_of_re_training_is_the_first_one_but_shorter_and_slower():
     assert first["epochs"] > again["epochs"]
     for name in ("batch_size", "momentum", "weight_decay", "label_smoothing", "clip_norm", "crop_padding", "flip"):
         assert first[name] == again[name]
+
+
+def test_kernels_overlap_with_what_they_were_before_training():
+    """By numpy, from the file; before training they are those of a network that is built anew with the seed."""
+    table = results.results("initial-overlap", "vanilla", "shapes")
+    path = find_weights("vanilla", "shapes")
+    torch.manual_seed(0)
+    before = network("vanilla").build(**read_card(path)["architecture"]).state_dict()
+    after = load_file(path)
+    assert list(table.layer) == ["conv1", "conv2", "conv3", "conv4"]
+    for layer, overlap in zip(table.layer, table.overlap):
+        a, b = after[f"{layer}.weight"].ravel(), before[f"{layer}.weight"].numpy().ravel()
+        assert overlap == pytest.approx(a @ b / np.sqrt(a @ a * (b @ b)), abs=1e-5)
+    assert (table.overlap > 0.1).all() and (table.overlap < 0.999).all()
 
 
 def test_an_unknown_experiment_names_what_there_is():

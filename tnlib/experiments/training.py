@@ -20,7 +20,7 @@ from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
-from .weights import as_stored, save_weights, stem
+from .weights import as_stored, initial_model, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
@@ -48,12 +48,10 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     path = Path(folder or RUNS / "weights") / f"{stem(model, dataset.name, seed)}.safetensors"
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = entry.build(**architecture)
-    _set_normalization(module, dataset)
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
                 "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint}
+    module = initial_model(identity)
+    _set_normalization(module, dataset)
 
     started, initial_entropy = now(), entropies(module)
     history, seconds = _fit(module, dataset, recipe, seed, device, path.with_suffix(".checkpoint"), identity, progress)

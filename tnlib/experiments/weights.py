@@ -81,6 +81,16 @@ def published_networks() -> list[dict]:
     return [read_card(path) for path in sorted((PUBLISHED / "weights").glob("*.safetensors"))]
 
 
+def initial_model(card: dict) -> torch.nn.Module:
+    """The network of a weights card as its training began, but for what its normalisation takes from the data set.
+
+    Its weights follow from the seed alone.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(card["seed"])
+        return network(card["model"]).build(**card["architecture"])
+
+
 def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     """A trained network in eval mode, on the CPU: `name` on `dataset` ("cifar10", "cifar100", "shapes"), `seed`.
 

@@ -13,11 +13,11 @@ from ..experiments.catalogue import QUICK_EVALUATED
 from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
-from ..experiments.networks import network
+from ..experiments.networks import conv_kernels
 from ..experiments.retraining import TRAIN_IMAGES, restart
 from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
-from ..experiments.weights import find_weights, load_model, read_card, trained_seeds
+from ..experiments.weights import find_weights, initial_model, load_model, read_card, trained_seeds
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
 from .section import OUTPUT_VARIABLE, section
@@ -39,12 +39,19 @@ def _training(model: str, dataset: str) -> pd.DataFrame:
         if "initial_entropy" in card:
             epochs = {0: card["initial_entropy"]} | {row["epoch"]: row["entropy"] for row in card["history"]}
         else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)  # as training begins
-                fresh = network(model).build(**card["architecture"])
-            epochs = {0: entropies(fresh), card["recipe"]["epochs"]: entropies(load_model(model, dataset, seed))}
+            epochs = {0: entropies(initial_model(card)), card["recipe"]["epochs"]: entropies(load_model(model, dataset, seed))}
         rows += [{"seed": seed, "epoch": epoch, "layer": layer, "cut": cut, "entropy": bits}
                  for epoch, found in epochs.items() for layer, cuts in found.items() for cut, bits in cuts.items()]
+    return pd.DataFrame(rows)
+
+
+def _initial_overlap(model: str, dataset: str) -> pd.DataFrame:
+    rows = []
+    for seed in trained_seeds(model, dataset):
+        first = conv_kernels(initial_model(read_card(find_weights(model, dataset, seed))))
+        rows += [{"seed": seed, "layer": layer, "overlap": torch.cosine_similarity(
+                      kernel.double().flatten(), first[layer].double().flatten(), dim=0).item()}
+                 for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()]
     return pd.DataFrame(rows)
 
 
@@ -87,6 +94,7 @@ EXPERIMENTS = {
     "retraining-recipe": _recipes,
     "networks": _networks,
     "training": _training,
+    "initial-overlap": _initial_overlap,
     "spectra": _spectra,
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
 }
@@ -100,9 +108,9 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
     "retraining-answers": its table with the bits of every row, `answers`; "retraining-recipe": how its networks were
     trained first, and how again. "networks": one row a network, what its card says of it. "training": the entropies of
-    its kernels before training and after each epoch (none where the card is older). "spectra" and "spectrum-summary":
-    computed here from the weights, see `network_spectra` (which takes the options) and `summary` in
-    tnlib.experiments.kernel_spectra. Raises `ValueError` for an unknown experiment.
+    its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
+    each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
+    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises `ValueError` for an unknown experiment.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")

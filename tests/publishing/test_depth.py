@@ -1,0 +1,45 @@
+"""How many layers are shown: all of a few; of many some, and an axis that names their stages."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from tnlib.experiments.networks import conv_kernels, network
+from tnlib.publishing.depth import depth_axis, panel_layers, stage
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    return conv_kernels(network("resnet50").build(classes=10, stem="s2"))
+
+
+def test_the_panels_of_resnet50_are_the_first_kernel_of_each_stage_and_the_last(resnet50):
+    assert panel_layers(resnet50) == ["conv1", "layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2",
+                                      "layer4.2.conv2"]
+
+
+def test_the_axis_of_resnet50_has_a_name_in_the_middle_of_each_stage_and_lines_between(resnet50):
+    layers = list(resnet50)
+    fig, ax = plt.subplots()
+    depth_axis(ax, layers)
+    names = dict(zip([label.get_text() for label in ax.get_xticklabels()], ax.get_xticks()))
+    assert list(names) == ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    for name, middle in names.items():
+        places = [k for k, layer in enumerate(layers, start=1) if stage(layer) == name]
+        assert middle == sum(places) / len(places)
+    assert [line.get_xdata()[0] for line in ax.lines] == [1.5, 11.5, 24.5, 43.5]
+    plt.close(fig)
+
+
+def test_a_few_layers_are_all_shown_and_named():
+    kernels = {f"conv{k}": torch.zeros(2, 2, 3, 3) for k in range(1, 9)}
+    fig, ax = plt.subplots()
+    depth_axis(ax, list(kernels))
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(kernels) == panel_layers(kernels)
+    assert list(ax.get_xticks()) == list(range(1, 9)) and not ax.lines
+    plt.close(fig)
+
+
+def test_layers_without_a_dot_are_stages_of_their_own():
+    kernels = {f"conv{k}": torch.zeros(2, 2, 3, 3) for k in range(1, 13)}
+    assert panel_layers(kernels) == list(kernels)

@@ -1,0 +1,51 @@
+"""Networks of many layers on a page: an axis along depth that can be read, and layers chosen for panels of their own."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+
+MANY = 8  # of so many layers each has its name on an axis and its panel; of more, only some have
+
+
+def depth_axis(ax, layers: Sequence[str]) -> None:
+    """Tick the x axis of `ax`, where the k-th of `layers` lies at k, from 1: their names or, of more than 8, their stages.
+
+    A stage is what names have in common before their first dot: "layer3.0.conv2" is of the stage "layer3". Its name
+    stands below its middle, and a line before its first layer.
+    """
+    if len(layers) <= MANY:
+        ax.set_xticks(range(1, len(layers) + 1), layers)
+        return
+    middles, names, first = [], [], 1
+    for name, members in groupby(layers, key=stage):
+        last = first + len(list(members)) - 1
+        if first > 1:
+            ax.axvline(first - 0.5, color="black", lw=0.5, zorder=0)
+        middles.append((first + last) / 2)
+        names.append(name)
+        first = last + 1
+    ax.set_xticks(middles, names)
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(0.5, len(layers) + 0.5)
+    ax.grid(False, axis="x")
+
+
+def panel_layers(kernels: Mapping[str, torch.Tensor]) -> list[str]:
+    """The layers that have panels of their own: all or, of more than 8, the first, the first kernel of each stage that is
+    larger than 1×1, and the last such kernel.
+
+    `kernels`: name → (OUT, IN, KH, KW), in forward order.
+    """
+    layers = list(kernels)
+    if len(layers) <= MANY:
+        return layers
+    spatial = [name for name in layers if kernels[name].shape[2:].numel() > 1]
+    firsts = [next(members) for _, members in groupby(spatial, key=stage)]
+    chosen = {layers[0], *firsts, *spatial[-1:]}
+    return [name for name in layers if name in chosen]
+
+
+def stage(layer: str) -> str:
+    """The part of the network that a layer is in: its name up to the first dot."""
+    return layer.partition(".")[0]
