@@ -13,6 +13,19 @@ def points_of(stars):
                          for seed in range(3) for layer in (1, 2, 3, 4) for k, cut in enumerate(CUTS)])
 
 
+def points_in_blocks_of(stars):
+    """One row a (seed, layer, cut) of ResNet-50; `stars`: function of seed, depth, stage from 0 and block from 0 to λ*."""
+    rows, depth = [], 0
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            for position, size in (("conv1", "1×1"), ("conv2", "3×3"), ("conv3", "1×1")):
+                depth += 1
+                rows += [{"seed": seed, "layer": f"layer{stage + 1}.{block}.{position}", "cut": cut, "depth": depth, "size": size,
+                          "stage": f"layer{stage + 1}", "position": position, "lambda_star": stars(seed, depth, stage, block)}
+                         for seed in range(3) for cut in (CUTS if size == "3×3" else ["OUT"])]
+    return pd.DataFrame(rows)
+
+
 def deficits_of(share, gauge="balanced"):
     rows = [{"seed": seed, "gauge": g, "kind": kind, "max_rank": rank, "deficit_share": share + 0.001 * seed if (
         g == gauge and kind == "kernel" and rank >= 8) else 9.0}

@@ -1,5 +1,6 @@
 """The rules of the verdicts, and each claim's test on tables whose answer is known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from tests.publishing.claims_cases import deficits_of, paths_of, points_of, ratios_of, retraining_of
+from tests.publishing.claims_cases import (deficits_of, paths_of, points_in_blocks_of, points_of, ratios_of,
+                                            retraining_of)
 from tnlib.experiments.drops import as_norm_loss
 from tnlib.experiments.statistics import Interval
 from tnlib.publishing import claim_tests as tests
@@ -156,6 +158,29 @@ def test_1b_needs_the_difference_and_the_sign_in_both_other_widths():
     assert worst(tests.deeper_layers(falling, {"constant": rising, "reversed": rising}, ASKED["1b"])) == "not reproduced"
     small = points_of(lambda seed, layer, k: 0.005 * layer + 1e-4 * seed * layer)
     assert worst(tests.deeper_layers(small, {}, ASKED["1b"])) == "inconclusive", "there, but below 0.03"
+
+
+def test_1b_of_resnet50_needs_the_order_among_kernels_alike_and_within_stages():
+    asked = ASKED["1b"]
+    rising = tests.deeper_in_blocks(points_in_blocks_of(lambda seed, depth, stage, block: 0.001 * depth), asked)
+    assert [part.values for part in rising] == [(1.0,) * 3] * 2 and worst(rising) == "reproduced"
+    assert [part.comparisons for part in rising] == [3 * 48] * 2, "a layer counts once, whatever its cuts"
+    by_stage = tests.deeper_in_blocks(points_in_blocks_of(lambda seed, depth, stage, block: 0.01 * stage - 0.001 * block), asked)
+    assert by_stage[0].verdict == "reproduced" and by_stage[1].values == (-1.0,) * 3 and worst(by_stage) == "not reproduced"
+    flat = tests.deeper_in_blocks(points_in_blocks_of(lambda seed, depth, stage, block: 0.05), asked)
+    assert [part.values for part in flat] == [(0.0,) * 3] * 2 and worst(flat) == "not reproduced"
+
+
+def test_1b_of_resnet50_counts_pairs_of_kernels_alike_and_no_others():
+    """Against a count of all pairs by hand, of λ* drawn at random, without ties."""
+    drawn = np.random.default_rng(0).random(200)
+    points = points_in_blocks_of(lambda seed, depth, stage, block: drawn[depth + 50 * seed])
+    for part, alike in zip(tests.deeper_in_blocks(points, ASKED["1b"]), (["size", "position"], ["size", "position", "stage"])):
+        for seed, found in enumerate(part.values):
+            layers = points[points.seed == seed].drop_duplicates("layer")
+            signs = [np.sign((a.lambda_star - b.lambda_star) * (a.depth - b.depth))
+                     for (_, a), (_, b) in itertools.combinations(layers.iterrows(), 2) if (a[alike] == b[alike]).all()]
+            assert found == pytest.approx(np.mean(signs))
 
 
 def test_2_takes_geometric_means_and_medians_of_the_right_cells_and_needs_all_three():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..experiments.drops import as_norm_loss, barrier, harmless
 from ..experiments.retraining import CASES
+from ..experiments.statistics import kendall
 from .claims import Part, share_part
 
 SHALLOW, DEEP = "conv2", "conv4"  # claim 1b's layers 2 and 4 of the vanilla network
@@ -51,6 +52,25 @@ def deeper_layers(points: pd.DataFrame | None, others: dict[str, pd.DataFrame], 
         parts += [Part(f"its sign in {name}", tuple(depth_differences(found)), "sign", 0.0, 0.0, _in_both_layers(found))
                   for name, found in others.items()]
     return tuple(parts)
+
+
+def deeper_in_blocks(points: pd.DataFrame, thresholds: dict) -> tuple[Part, ...]:
+    """Claim 1b, ResNet-50: Kendall's τ of λ* and depth among kernels of one size and position in the block; and, of these,
+    among those of one stage, whose channels are as many.
+
+    `points`: `one_points` with `depth, size, position, stage`. λ* is a layer's mean over its cuts, as for vanilla: a layer
+    counts once.
+    """
+    alike = ["size", "position"]
+    layers = points.groupby(["seed", "layer", "depth", "stage", *alike], observed=True)["lambda_star"].mean().reset_index()
+
+    def taus(within):  # where all λ* are equal τ is not defined, and there is no trend
+        return tuple(np.nan_to_num(kendall(found, "lambda_star", "depth", within)) for _, found in layers.groupby("seed"))
+
+    return tuple(Part(f"τ of λ* and depth, {name}", taus(within), "correlation", thresholds["resnet50_tau"],
+                      thresholds["resnet50_lower_bound_above"], len(layers))
+                 for name, within in (("kernels of one size and position", alike),
+                                      ("the same within stages", [*alike, "stage"])))
 
 
 def _in_both_layers(points):

@@ -51,7 +51,7 @@ class Part:
     """One statistic of a test: `.values`, one a network, of what `.name` says, from `.comparisons` cells or cases.
 
     `.kind`: "share" (a fraction of cells or cases), "ratio" (averaged as a geometric mean), "difference" (of λ*),
-    "deficit" (of entropy, as a fraction), "points" (of accuracy), or "sign" (a difference of which only the sign is
+    "deficit" (of entropy, as a fraction), "correlation" (Kendall's τ), "points" (of accuracy), or "sign" (a difference of which only the sign is
     asked for, in networks beside the pair's own). Without a `.threshold` it is shown beside, and judged by nobody.
     `.bound`: the bound of refutation. `.check`: the interval of a bootstrap crossed over networks and images.
     """
@@ -111,6 +111,7 @@ class Part:
 def number_text(kind: str, value: float) -> str:
     """A number of a `Part` of this kind, for people."""
     return {"share": f"{100 * value:.0f} %", "deficit": f"{100 * value:.1f} %", "ratio": f"{value:.2f}",
+            "correlation": f"{value:.2f}",
             "points": f"{value:.1f}"}.get(kind, f"{value:.3f}")
 
 

@@ -55,15 +55,15 @@ class Pair:
 
     @_once
     def cells(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """The rows of "truncation" or "noise": all cells of every network, or `FileNotFoundError`."""
+        """The rows of "truncation" or "noise" of the 3×3 layers: all cells of every network, or `FileNotFoundError`."""
         frame, names = self.table(experiment, model)
         for seed, rows in frame.groupby("seed"):
-            wanted = _cells(model or self.model, self.dataset, seed)
+            wanted = _cells(model or self.model, self.dataset)
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
             if lacking := wanted - there:
                 raise _missing(experiment, model or self.model, self.dataset, seed,
                                f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one")
-        return frame, names
+        return frame[frame["layer"].isin(_spatial(model or self.model, self.dataset))], names
 
     @_once
     def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
@@ -72,9 +72,25 @@ class Pair:
         return one_points(frame, ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))), names
 
     @_once
+    def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
+        """`one_points` by seed, layer and cut of all layers, 1×1 among them, with the kernel's place in the network:
+
+        `depth` (from 1), `size` (such as "3×3"), `stage` and `position` in a block, the first and the last part of its
+        name.
+        """
+        self.cells("truncation")  # all are there
+        frame, names = self.table("truncation")
+        points, shapes = one_points(frame, ("seed", "layer", "cut")), _shapes(self.model, self.dataset)
+        depths = {layer: depth for depth, layer in enumerate(shapes, start=1)}
+        split = points["layer"].str.split(".", n=2)
+        return points.assign(depth=points["layer"].map(depths), stage=split.str[0], position=split.str[-1],
+                             size=points["layer"].map(lambda layer: "×".join(map(str, shapes[layer][2:])))), names
+
+    @_once
     def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
-        """`one_points` of the shrunk kernels, by seed and layer."""
+        """`one_points` of the shrunk 3×3 kernels, by seed and layer."""
         frame, names = self.table("shrink")
+        frame = frame[frame["layer"].isin(_spatial(self.model, self.dataset))]
         return one_points(frame.assign(rank=frame["norm_kept"], max_rank=1), ("seed", "layer")), names
 
     @_once
@@ -85,12 +101,13 @@ class Pair:
 
     @_once
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """`summary` of the spectra of the published weights."""
+        """`summary` of the spectra of the published weights' 3×3 kernels."""
         model = model or self.model
         if not (seeds := _accuracies(model, self.dataset)):
             raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
                                     f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
         spectra = network_spectra(model, self.dataset, shuffled=False)
+        spectra = spectra[spectra["layer"].isin(_spatial(model, self.dataset))]
         return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):
@@ -170,11 +187,22 @@ def _published(experiment, model, dataset):
     return pd.concat(frames, ignore_index=True), names
 
 
-def _cells(model, dataset, seed) -> set[tuple]:
+def _cells(model, dataset) -> set[tuple]:
     """(layer, cut, rank) of all cells of the 3×3 layers of a network."""
-    return {(layer, cut.name, rank) for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()
-            if tuple(kernel.shape[2:]) == (3, 3) for cut in distinct_cuts(kernel.shape)
-            for rank in rank_grid(cut.max_rank(kernel.shape))}
+    return {(layer, cut.name, rank) for layer in _spatial(model, dataset)
+            for shape in [_shapes(model, dataset)[layer]] for cut in distinct_cuts(shape)
+            for rank in rank_grid(cut.max_rank(shape))}
+
+
+@functools.cache
+def _shapes(model, dataset) -> dict[str, tuple]:
+    """Layer → the kernel's shape (OUT, IN, KH, KW), in forward order; the same for all seeds."""
+    seed = next(iter(_accuracies(model, dataset)))
+    return {layer: tuple(kernel.shape) for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()}
+
+
+def _spatial(model, dataset) -> list[str]:
+    return [layer for layer, shape in _shapes(model, dataset).items() if shape[2:] == (3, 3)]
 
 
 def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.statistics import Interval, percentile_interval
-from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_layers, deficit_in,
+from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_in_blocks, deeper_layers, deficit_in,
                           harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
                      number_text, overall, read_claims, reason_of, worst)
@@ -26,7 +26,7 @@ TITLES = {"vanilla": "vanilla", "resnet50": "ResNet-50", "cifar10": "CIFAR-10", 
 AROUND = {
     "1a": {"lambda_star": (0.02, 0.05, 0.10, 0.20), "share_of_cells": (0.25, 0.5, 0.75),
            "cuts_per_layer": (1, 2, 3, 4)},
-    "1b": {"vanilla_difference": (0.01, 0.02, 0.03, 0.05)},
+    "1b": {"vanilla_difference": (0.01, 0.02, 0.03, 0.05), "resnet50_tau": (0.1, 0.2, 0.3, 0.5)},
     "2": {"ratio": (1.05, 1.1, 1.25, 1.5), "median_deficit": (0.05, 0.10, 0.15, 0.20), "least_max_rank": (2, 8, 32)},
     "3": {"epochs": (1, 3, 5), "margin_points": (0.5, 1, 2), "share_of_cases": (0.25, 0.5, 0.75)},
     "4": {"training_loss_ratio": (1.05, 1.10, 1.20), "test_loss_difference": (0.01, 0.03, 0.10),
@@ -58,6 +58,9 @@ def _parts(claim: dict, pair: Pair, thresholds: dict, reading: str, find: _Finde
         case "1a":
             points = find(pair.points)
             return () if points is None else harmless_truncations(points, thresholds, reading)
+        case "1b" if pair.model == "resnet50":
+            points = find(pair.points_of_all_layers)
+            return () if points is None else deeper_in_blocks(points, thresholds)
         case "1b":
             points = find(pair.points)
             others = {name: find(pair.points, "truncation", model) for name, model in WIDTHS.items()}
@@ -100,7 +103,8 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
             if (noise := find(pair.points, "noise")) is not None:
                 beside.append(share_of_curves("cells with matched noise as large", noise, asked["lambda_star"]))
         case "2":
-            if (deficits := find(pair.deficits)) is not None:
+            deficits = find(pair.deficits)
+            if deficits is not None and (deficits["gauge"] == "random").any():  # with batch norm there is none
                 beside.append(deficit_in("random", deficits, asked))
         case "3":
             (runs, _) = find(pair.retrained, asked["epochs"])
@@ -226,12 +230,17 @@ class Scorecard:
             for id, thresholds in AROUND.items():
                 claim = self.claims["claims"][id]
                 for name, value in ((name, value) for name, values in thresholds.items() for value in values
-                                    if own[id].verdict != NOT_TESTED):
+                                    if own[id].verdict != NOT_TESTED and _asked_of(name, pair.model)):
                     changed = judge(claim, pair, claim["thresholds"] | {name: value})
                     rows.append({"claim": id, "threshold": name, "value": value, "model": pair.model,
                                  "dataset": pair.dataset, "fixed": value == claim["thresholds"][name],
                                  "verdict": settled(self.claims, pair, own | {id: changed})[id].verdict})
         return pd.DataFrame(rows, columns=["claim", "threshold", "value", "model", "dataset", "verdict", "fixed"])
+
+
+def _asked_of(threshold, model):
+    """Whether a threshold is asked of this network: some have the name of one in front."""
+    return not threshold.startswith(tuple(TITLES)) or threshold.startswith(model)
 
 
 def scorecard(check: bool = True) -> Scorecard:
@@ -259,7 +268,7 @@ def scorecard(check: bool = True) -> Scorecard:
 
 def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
     """With the bootstrap's intervals at the numbers that come from the truncations' answers."""
-    if verdict.claim not in ("1a", "1b") or not verdict.parts:
+    if verdict.claim not in ("1a", "1b") or not verdict.parts or (verdict.claim, pair.model) == ("1b", "resnet50"):
         return verdict
     stars, layers = pair.stars
     asked = claims["claims"][verdict.claim]["thresholds"]
