@@ -12,7 +12,7 @@ from tnlib.experiments.files import PUBLISHED, ROOT, write_json
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing import generated, running
-from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, status, trained
+from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, retrained, status, trained
 from tnlib.publishing.parameters import Types
 from tnlib.publishing.running import Job, Section, sections
 
@@ -33,7 +33,7 @@ def test_a_mark_is_replaced_and_the_rest_is_left(monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are gallery, parameters, trained, costs"):
+    with pytest.raises(SiteError, match="'nmaes', which is not generated: there are gallery, parameters, trained, retrained, costs"):
         fill("% generated: nmaes\n", [])
 
 
@@ -85,6 +85,25 @@ def test_trained_networks_are_those_of_the_cards(monkeypatch):
 def test_every_published_network_is_in_the_table():
     (table,) = tables(trained([]))
     assert sum(len(seeds.split(", ")) for seeds in table["seeds"]) == len(published_networks())
+
+
+def test_outcomes_of_re_training_are_those_of_the_tables():
+    (table,) = tables(retrained([]))
+    every = [pd.read_csv(path) for path in sorted((PUBLISHED / "results").glob("retraining-*.csv"))]
+    assert len(table) == sum(len(runs[runs.cut != "none"].groupby(["cut", "strength"])) for runs in every)
+    after = [("free, %", "free"), ("rank kept, %", "kept"), ("matched noise, %", "noise")]
+    for row in table.to_dict("records"):
+        runs = pd.read_csv(PUBLISHED / "results" / f"retraining-{row['network']}-{row['data set']}-s{row['seed']}.csv")
+        alone = runs[runs.cut == "none"]
+        case = runs[(runs.cut == row["cut"]) & (100 * runs.strength == float(row["down to"].removesuffix(" %")))]
+        last = case[case.epoch == int(row["epochs"])]
+        assert int(row["epochs"]) == runs.epoch.max()
+        for head, rows in [("truncated, %", case.query("arm == 'free' and epoch == 0")),
+                           ("before, %", alone.query("arm == 'continued' and epoch == 0")),
+                           ("not truncated, %", alone[(alone.arm == "continued") & (alone.epoch == runs.epoch.max())]),
+                           ("from scratch, %", alone[(alone.arm == "scratch") & (alone.epoch == runs.epoch.max())]),
+                           *((head, last[last.arm == arm]) for head, arm in after)]:
+            assert float(row[head]) == pytest.approx(100 * rows.correct.item() / rows.images.item(), abs=0.051), head
 
 
 def card_of(folder, seed, rows, *calls):

@@ -15,6 +15,7 @@ from ..experiments.files import PUBLISHED, ROOT
 from ..experiments.networks import NETWORKS
 from ..experiments.provenance import git_commit
 from ..experiments.strengths import CASES
+from ..experiments.tables import read_table
 from ..experiments.weights import published_networks, read_card
 from ..tensors.cuts import CUTS
 from .claims import read_claims
@@ -89,6 +90,28 @@ def trained(jobs: list[Job]) -> str:
                      "epochs": epochs, "images": f"{images:,}", "decay": f"{decay:g}", "seeds": ", ".join(str(card["seed"]) for card in cards),
                      "test, %": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,
                      "training, %": _percent(card["train_accuracy"] for card in cards)})
+    return _table(rows)
+
+
+ARMS = {"free": "free, %", "kept": "rank kept, %", "noise": "matched noise, %", "continued": "not truncated, %",
+        "scratch": "from scratch, %"}  # arms of the re-training as the table's heads name them
+
+
+def retrained(jobs: list[Job]) -> str:
+    """Every case of every re-trained network: accuracy before, truncated, and after the last epoch by arm."""
+    rows = []
+    for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
+        card, runs = read_card(path), read_table(path)
+        last = runs["epoch"].max()
+        accuracy = runs.set_index(["cut", "strength", "arm", "epoch"])["accuracy"]
+        cases = [(cut, strength) for cut, strength in dict.fromkeys(zip(runs["cut"], runs["strength"])) if cut != "none"]
+        for cut, strength in cases:
+            after = {words: accuracy.get((cut, strength, arm, last), accuracy.get(("none", 1.0, arm, last)))
+                     for arm, words in ARMS.items()}
+            rows.append({"network": card["model"], "data set": card["dataset"], "seed": card["seed"], "cut": cut,
+                         "down to": f"{100 * strength:g} %", "before, %": f"{100 * accuracy['none', 1.0, 'continued', 0]:.1f}",
+                         "truncated, %": f"{100 * accuracy[cut, strength, 'free', 0]:.1f}", "epochs": last,
+                         **{words: "–" if found is None else f"{100 * found:.1f}" for words, found in after.items()}})
     return _table(rows)
 
 
@@ -189,4 +212,4 @@ def _table(rows: list[dict]) -> str:
 
 
 GENERATED: dict[str, Callable[[list[Job]], str]] = {
-    "gallery": gallery, "parameters": parameters, "trained": trained, "costs": costs, "modules": modules, "status": status}
+    "gallery": gallery, "parameters": parameters, "trained": trained, "retrained": retrained, "costs": costs, "modules": modules, "status": status}
