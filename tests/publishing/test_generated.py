@@ -91,17 +91,17 @@ def test_outcomes_of_re_training_are_those_of_the_tables():
     (table,) = tables(retrained([]))
     every = [pd.read_csv(path) for path in sorted((PUBLISHED / "results").glob("retraining-*.csv"))]
     assert len(table) == sum(len(runs[runs.cut != "none"].groupby(["cut", "strength"])) for runs in every)
-    after = [("free, %", "free"), ("rank kept, %", "kept"), ("matched noise, %", "noise")]
+    after = [("free", "free"), ("rank kept", "kept"), ("noise", "noise")]
     for row in table.to_dict("records"):
         runs = pd.read_csv(PUBLISHED / "results" / f"retraining-{row['network']}-{row['data set']}-s{row['seed']}.csv")
         alone = runs[runs.cut == "none"]
         case = runs[(runs.cut == row["cut"]) & (100 * runs.strength == float(row["down to"].removesuffix(" %")))]
         last = case[case.epoch == int(row["epochs"])]
         assert int(row["epochs"]) == runs.epoch.max()
-        for head, rows in [("truncated, %", case.query("arm == 'free' and epoch == 0")),
-                           ("before, %", alone.query("arm == 'continued' and epoch == 0")),
-                           ("not truncated, %", alone[(alone.arm == "continued") & (alone.epoch == runs.epoch.max())]),
-                           ("from scratch, %", alone[(alone.arm == "scratch") & (alone.epoch == runs.epoch.max())]),
+        for head, rows in [("truncated", case.query("arm == 'free' and epoch == 0")),
+                           ("before", alone.query("arm == 'continued' and epoch == 0")),
+                           ("continued", alone[(alone.arm == "continued") & (alone.epoch == runs.epoch.max())]),
+                           ("scratch", alone[(alone.arm == "scratch") & (alone.epoch == runs.epoch.max())]),
                            *((head, last[last.arm == arm]) for head, arm in after)]:
             assert float(row[head]) == pytest.approx(100 * rows.correct.item() / rows.images.item(), abs=0.051), head
 

@@ -119,10 +119,18 @@ def test_the_place_of_a_layer_in_the_network_goes_with_its_points():
 
 
 def test_statements_on_cells_are_about_3x3_layers(monkeypatch):
-    monkeypatch.setattr(evidence, "_spatial", lambda model, dataset: ["conv2", "conv3"])
+    """As if the first and the last layer were 1×1 ones, and there were a 1×1 layer of which nothing is measured."""
+    shapes = {"conv1": (32, 27, 1, 1), "conv2": (64, 32, 3, 3), "conv3": (128, 64, 3, 3), "conv4": (256, 1152, 1, 1)}
+    monkeypatch.setattr(evidence, "_shapes", lambda model, dataset, spatial=False: {
+        layer: shape for layer, shape in shapes.items() if not spatial or shape[2:] == (3, 3)})
     pair = Pair("vanilla", "cifar10")
-    for (found, _) in (pair.cells("truncation"), pair.points(), pair.shrunk(), pair.deficits()):
+    for found, _ in (pair.cells("truncation"), pair.points(), pair.shrunk(), pair.deficits()):
         assert set(found.layer) == {"conv2", "conv3"}
+    assert set(pair.points_of_all_layers()[0].layer) == set(shapes)
+    shapes["layer9"] = (8, 8, 1, 1)
+    with pytest.raises(FileNotFoundError, match=r"7 of \d+ cells are not there, \('layer9', 'OUT', 1\) for one"):
+        Pair("vanilla", "cifar10").points_of_all_layers()
+    Pair("vanilla", "cifar10").points()
 
 
 def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatch):

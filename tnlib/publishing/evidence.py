@@ -17,6 +17,7 @@ from ..experiments.tables import read_bits, read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
 from ..tensors.cuts import distinct_cuts
 from .claim_tests import missing_cases
+from .depth import stage
 
 REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
 HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
@@ -54,16 +55,21 @@ class Pair:
         return _published(experiment, model or self.model, self.dataset)
 
     @_once
-    def cells(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """The rows of "truncation" or "noise" of the 3×3 layers: all cells of every network, or `FileNotFoundError`."""
-        frame, names = self.table(experiment, model)
+    def cells(self, experiment: str, model: str | None = None, spatial: bool = True) -> tuple[pd.DataFrame, list[str]]:
+        """The rows of "truncation" or "noise" of the 3×3 layers or, if not `spatial`, of all layers.
+
+        Of every network all cells, or `FileNotFoundError`.
+        """
+        model = model or self.model
+        (frame, names), shapes = self.table(experiment, model), _shapes(model, self.dataset, spatial)
+        wanted = {(layer, cut.name, rank) for layer, shape in shapes.items() for cut in distinct_cuts(shape)
+                  for rank in rank_grid(cut.max_rank(shape))}
         for seed, rows in frame.groupby("seed"):
-            wanted = _cells(model or self.model, self.dataset)
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
             if lacking := wanted - there:
-                raise _missing(experiment, model or self.model, self.dataset, seed,
+                raise _missing(experiment, model, self.dataset, seed,
                                f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one")
-        return frame[frame["layer"].isin(_spatial(model or self.model, self.dataset))], names
+        return frame[frame["layer"].isin(shapes)], names
 
     @_once
     def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
@@ -73,24 +79,21 @@ class Pair:
 
     @_once
     def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
-        """`one_points` by seed, layer and cut of all layers, 1×1 among them, with the kernel's place in the network:
+        """`one_points` of all layers, 1×1 among them, by seed, layer and cut, with the kernel's place in the network:
 
-        `depth` (from 1), `size` (such as "3×3"), `stage` and `position` in a block, the first and the last part of its
-        name.
+        `depth` (from 1), `size` (such as "3×3"), `stage`, and `position` in the block, what its name ends in.
         """
-        self.cells("truncation")  # all are there
-        frame, names = self.table("truncation")
-        points, shapes = one_points(frame, ("seed", "layer", "cut")), _shapes(self.model, self.dataset)
-        depths = {layer: depth for depth, layer in enumerate(shapes, start=1)}
-        split = points["layer"].str.split(".", n=2)
-        return points.assign(depth=points["layer"].map(depths), stage=split.str[0], position=split.str[-1],
-                             size=points["layer"].map(lambda layer: "×".join(map(str, shapes[layer][2:])))), names
+        frame, names = self.cells("truncation", None, False)
+        shapes = _shapes(self.model, self.dataset)
+        place = pd.DataFrame([{"layer": layer, "depth": depth, "size": "×".join(map(str, shape[2:])), "stage": stage(layer),
+                               "position": layer.split(".", 2)[-1]} for depth, (layer, shape) in enumerate(shapes.items(), start=1)])
+        return one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"), names
 
     @_once
     def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` of the shrunk 3×3 kernels, by seed and layer."""
         frame, names = self.table("shrink")
-        frame = frame[frame["layer"].isin(_spatial(self.model, self.dataset))]
+        frame = frame[frame["layer"].isin(_shapes(self.model, self.dataset, True))]
         return one_points(frame.assign(rank=frame["norm_kept"], max_rank=1), ("seed", "layer")), names
 
     @_once
@@ -107,7 +110,7 @@ class Pair:
             raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
                                     f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
         spectra = network_spectra(model, self.dataset, shuffled=False)
-        spectra = spectra[spectra["layer"].isin(_spatial(model, self.dataset))]
+        spectra = spectra[spectra["layer"].isin(_shapes(model, self.dataset, True))]
         return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):
@@ -187,22 +190,11 @@ def _published(experiment, model, dataset):
     return pd.concat(frames, ignore_index=True), names
 
 
-def _cells(model, dataset) -> set[tuple]:
-    """(layer, cut, rank) of all cells of the 3×3 layers of a network."""
-    return {(layer, cut.name, rank) for layer in _spatial(model, dataset)
-            for shape in [_shapes(model, dataset)[layer]] for cut in distinct_cuts(shape)
-            for rank in rank_grid(cut.max_rank(shape))}
-
-
 @functools.cache
-def _shapes(model, dataset) -> dict[str, tuple]:
-    """Layer → the kernel's shape (OUT, IN, KH, KW), in forward order; the same for all seeds."""
-    seed = next(iter(_accuracies(model, dataset)))
-    return {layer: tuple(kernel.shape) for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()}
-
-
-def _spatial(model, dataset) -> list[str]:
-    return [layer for layer, shape in _shapes(model, dataset).items() if shape[2:] == (3, 3)]
+def _shapes(model, dataset, spatial=False) -> dict[str, tuple]:
+    """Layer → the kernel's shape (OUT, IN, KH, KW), in forward order, the same for all seeds; `spatial`: of 3×3 kernels."""
+    kernels = conv_kernels(load_model(model, dataset, next(iter(_accuracies(model, dataset)))))
+    return {layer: tuple(kernel.shape) for layer, kernel in kernels.items() if not spatial or kernel.shape[2:] == (3, 3)}
 
 
 def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:

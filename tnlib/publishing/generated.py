@@ -93,8 +93,7 @@ def trained(jobs: list[Job]) -> str:
     return _table(rows)
 
 
-ARMS = {"free": "free, %", "kept": "rank kept, %", "noise": "matched noise, %", "continued": "not truncated, %",
-        "scratch": "from scratch, %"}  # arms of the re-training as the table's heads name them
+ARMS = {"free": "free", "kept": "rank kept", "noise": "noise", "continued": "continued", "scratch": "scratch"}  # as heads
 
 
 def retrained(jobs: list[Job]) -> str:
@@ -109,8 +108,8 @@ def retrained(jobs: list[Job]) -> str:
             after = {words: accuracy.get((cut, strength, arm, last), accuracy.get(("none", 1.0, arm, last)))
                      for arm, words in ARMS.items()}
             rows.append({"network": card["model"], "data set": card["dataset"], "seed": card["seed"], "cut": cut,
-                         "down to": f"{100 * strength:g} %", "before, %": f"{100 * accuracy['none', 1.0, 'continued', 0]:.1f}",
-                         "truncated, %": f"{100 * accuracy[cut, strength, 'free', 0]:.1f}", "epochs": last,
+                         "down to": f"{100 * strength:g} %", "before": f"{100 * accuracy['none', 1.0, 'continued', 0]:.1f}",
+                         "truncated": f"{100 * accuracy[cut, strength, 'free', 0]:.1f}", "epochs": last,
                          **{words: "–" if found is None else f"{100 * found:.1f}" for words, found in after.items()}})
     return _table(rows)
 
@@ -212,4 +211,5 @@ def _table(rows: list[dict]) -> str:
 
 
 GENERATED: dict[str, Callable[[list[Job]], str]] = {
-    "gallery": gallery, "parameters": parameters, "trained": trained, "retrained": retrained, "costs": costs, "modules": modules, "status": status}
+    "gallery": gallery, "parameters": parameters, "trained": trained, "retrained": retrained, "costs": costs,
+    "modules": modules, "status": status}

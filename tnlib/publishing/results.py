@@ -110,7 +110,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     trained first, and how again. "networks": one row a network, what its card says of it. "training": the entropies of
     its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
     each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
-    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises `ValueError` for an unknown experiment.
+    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises `ValueError` for
+    an unknown experiment.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
