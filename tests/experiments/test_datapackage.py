@@ -33,6 +33,14 @@ def test_a_table_that_its_description_does_not_fit_is_found(small, tmp_path):
     assert [error[0] for error in frictionless.validate(described).flatten(["type"])] == ["hash-count"]
 
 
+def test_a_column_that_is_not_described_is_named_and_nothing_is_written(small, tmp_path):
+    path = measure("shrink", "vanilla", small, progress=False)
+    path.write_text(path.read_text().replace("accuracy_drop", "acuracy_drop", 1))
+    with pytest.raises(ValueError, match=f"{path.name} has columns that .* does not describe: acuracy_drop;"):
+        describe_results(tmp_path)
+    assert not (tmp_path / "datapackage.json").exists()
+
+
 @pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "batch-norm"])  # for which see test_batch_norm.py
 def test_every_experiment_has_described_columns(small, tmp_path, experiment):

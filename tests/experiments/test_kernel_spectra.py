@@ -199,7 +199,7 @@ def saved(tmp_path, monkeypatch):
     models = {seed: vanilla(seed, architecture["channels"]) for seed in (0, 3)}
     for seed, network in models.items():
         save_weights(network, tmp_path / "published" / f"vanilla-mine-s{seed}.safetensors",
-                     {"model": "vanilla", "architecture": architecture})
+                     {"model": "vanilla", "dataset": "mine", "seed": seed, "architecture": architecture})
     return models
 
 

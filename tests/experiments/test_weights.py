@@ -111,7 +111,9 @@ CARDS = {
     "no-sha256": (json.dumps(CARD), "its card says None"),
     "other-channels": ({"architecture": ARCHITECTURE | {"channels": [2, 3, 4, 6]}}, "not the network that its card"),
     "unknown-argument": ({"architecture": ARCHITECTURE | {"depth": 3}}, "not the network that its card.*depth"),
-    "unknown-model": ({"model": "vanila"}, "not the network that its card.*unknown network 'vanila'"),
+    "other-model": ({"model": "vanila"}, "not the network that it is called: its card describes vanila-mine-s0"),
+    "other-seed": ({"seed": 1}, "not the network that it is called: its card describes vanilla-mine-s1"),
+    "other-data": ({"dataset": "cifar10"}, "not the network that it is called: its card describes vanilla-cifar10-s0"),
     "no-architecture": ({"architecture": None}, "not the network that its card"),
 }
 

@@ -58,7 +58,10 @@ COLUMNS = {
 
 
 def describe_results(folder) -> Path:
-    """Write `folder`/datapackage.json for the tables in `folder`/results, and return its path."""
+    """Write `folder`/datapackage.json for the tables in `folder`/results, and return its path.
+
+    Raises `ValueError` for a column that `COLUMNS` does not describe, before anything is written.
+    """
     folder = Path(folder)
     resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv"))]
     package = {"name": "tnlib-results", "title": "Accuracy of convolutional networks with truncated kernels",
@@ -71,6 +74,9 @@ def describe_results(folder) -> Path:
 def _resource(folder: Path, path: Path) -> dict:
     card = read_card(path)
     columns = pd.read_csv(path, nrows=0).columns
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        raise ValueError(f"{path.name} has columns that datapackage.COLUMNS does not describe: {', '.join(unknown)}; "
+                         "say there what they are")
     return {"name": path.stem, "path": str(path.relative_to(folder)), "format": "csv", "mediatype": "text/csv",
             "encoding": "utf-8", "bytes": path.stat().st_size, "hash": f"sha256:{sha256_of(path)}",
             "description": f"{card['experiment']}, {card['model']} on {card['dataset']}, seed {card['seed']}",

@@ -103,6 +103,10 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     if found != card.get("sha256"):
         raise ValueError(f"{path} is corrupt or was altered: its sha256 is {found[:16]}…, its card says "
                          f"{str(card.get('sha256'))[:16]}…; restore it (git checkout) or train it again")
+    described = stem(card.get("model"), str(card.get("dataset")), card.get("seed"))
+    if described != path.stem:
+        raise ValueError(f"{path} is not the network that it is called: its card describes {described}; it was renamed "
+                         "or copied")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
