@@ -93,7 +93,8 @@ def test_outcomes_of_re_training_are_those_of_the_tables():
     assert len(table) == sum(len(runs[runs.cut != "none"].groupby(["cut", "strength"])) for runs in every)
     after = [("free", "free"), ("rank kept", "kept"), ("noise", "noise")]
     for row in table.to_dict("records"):
-        runs = pd.read_csv(PUBLISHED / "results" / f"retraining-{row['network']}-{row['data set']}-s{row['seed']}.csv")
+        model, dataset, seed = row["network"].split(", ")
+        runs = pd.read_csv(PUBLISHED / "results" / f"retraining-{model}-{dataset}-s{seed.removeprefix('seed ')}.csv")
         alone = runs[runs.cut == "none"]
         case = runs[(runs.cut == row["cut"]) & (100 * runs.strength == float(row["down to"].removesuffix(" %")))]
         last = case[case.epoch == int(row["epochs"])]

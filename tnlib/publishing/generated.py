@@ -107,7 +107,7 @@ def retrained(jobs: list[Job]) -> str:
         for cut, strength in cases:
             after = {words: accuracy.get((cut, strength, arm, last), accuracy.get(("none", 1.0, arm, last)))
                      for arm, words in ARMS.items()}
-            rows.append({"network": card["model"], "data set": card["dataset"], "seed": card["seed"], "cut": cut,
+            rows.append({"network": f"{card['model']}, {card['dataset']}, seed {card['seed']}", "cut": cut,
                          "down to": f"{100 * strength:g} %", "before": f"{100 * accuracy['none', 1.0, 'continued', 0]:.1f}",
                          "truncated": f"{100 * accuracy[cut, strength, 'free', 0]:.1f}", "epochs": last,
                          **{words: "–" if found is None else f"{100 * found:.1f}" for words, found in after.items()}})
