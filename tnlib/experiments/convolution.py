@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .winograd import Scratch, Winograd, tile_side
+
 # activation → its name and numbers in oneDNN, which applies it while a convolution's output is still in the cache
 ACTIVATIONS = {nn.ReLU: ("relu", ()), F.relu: ("relu", ()), torch.relu: ("relu", ()), "relu": ("relu", ()),
                nn.ReLU6: ("hardtanh", (0.0, 6.0)), F.relu6: ("hardtanh", (0.0, 6.0))}
@@ -17,12 +19,15 @@ class Convolution(nn.Module):
     """activation(batch norm(conv(image, kernel)) + other) as one operation; `put` replaces the kernel.
 
     The batch norm's scale is multiplied onto the OUT rows of whatever kernel is put in. On a CPU the weight is kept in
-    oneDNN's blocked layout, elsewhere in channels_last.
+    oneDNN's blocked layout or as `Winograd` takes it, elsewhere in channels_last. `scratch`: for all convolutions of a
+    network, which run one after another.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation=("none", ())):
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation=("none", ()),
+                 scratch: Scratch | None = None):
         super().__init__()
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.scratch = scratch or Scratch()
         self.activation, self.numbers = activation
         kernel, bias = conv.weight.detach(), conv.bias
         scale, shift = kernel.new_ones(len(kernel)).double(), kernel.new_zeros(len(kernel)).double()
@@ -38,6 +43,7 @@ class Convolution(nn.Module):
         self.blocked = kernel.device.type == "cpu" and kernel.dtype == torch.float32 and \
             torch.backends.mkldnn.is_available()
         self.pointwise = kernel.shape[2:].numel() == 1 and conv.groups == 1 and not any(conv.padding)
+        self.plain_3x3 = kernel.shape[2:] == (3, 3) and self.geometry == ((1, 1), (1, 1), (1, 1), 1)
         self.put(kernel)
 
     def put(self, kernel: torch.Tensor | None) -> None:
@@ -45,6 +51,7 @@ class Convolution(nn.Module):
         kernel = self.kernel if kernel is None else kernel.to(self.kernel.device)
         weight = (kernel.double() * self.scale.view(-1, 1, 1, 1)).to(kernel.dtype)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.winograd = None  # of this weight, when images come that it suits
 
     def forward(self, image, other=None):
         """(N, IN, H, W), and (N, OUT, H', W') to be added before the activation → (N, OUT, H', W')."""
@@ -55,6 +62,11 @@ class Convolution(nn.Module):
             return APPLY[self.activation](output if other is None else output + other, *self.numbers)
         if self.pointwise:
             return self._rows(image[:, :, ::self.geometry[1][0], ::self.geometry[1][1]], other)
+        if self.plain_3x3 and (m := tile_side(self.kernel.shape, *image.shape[2:])):
+            if self.winograd is None or self.winograd.m != m:
+                self.winograd = Winograd(self.weight, m, self.scratch)
+            output = self.winograd(image, self.bias)
+            return APPLY[self.activation](output if other is None else output.add_(other), *self.numbers)
         if image[0, 0].numel() <= SMALL_MAP and self.kernel.numel() > LARGE_WEIGHT:
             return self._onednn(image.contiguous(), self.weight.contiguous(), self.geometry, other)
         return self._reordered(image, self.geometry, other)

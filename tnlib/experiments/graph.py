@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from .convolution import ACTIVATIONS, Convolution
+from .winograd import Scratch
 
 ADDITIONS = (operator.add, torch.add, "add")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -87,7 +88,7 @@ class _Unwritten(fx.Interpreter):
 
 def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     """Make every convolution with what follows it one node, in place; return them by the layer's name."""
-    convolutions = {}
+    convolutions, scratch = {}, Scratch()
     calls = Counter(node.target.removesuffix(".weight") for node in graph.graph.nodes
                     if node.op in ("call_module", "get_attr"))
     for node in list(graph.graph.nodes):
@@ -108,7 +109,7 @@ def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
         if (key := _activation(graph, _only_user(chain[-1]))) is not None:
             activation = ACTIVATIONS[key]
             chain.append(_only_user(chain[-1]))
-        convolutions[node.target] = Convolution(module, norm, activation)
+        convolutions[node.target] = Convolution(module, norm, activation, scratch)
         graph.set_submodule(node.target, convolutions[node.target])
         with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
             fused = graph.graph.call_module(node.target, (*node.args, *other))

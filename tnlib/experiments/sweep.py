@@ -3,7 +3,8 @@
 Only what a replacement reaches is computed for it. The values that come before (`Split.before`) are computed once for
 all consecutive cells that reach the same part of the network, and kept.
 
-Memory, besides the network's weights (three times: the model, its copy, and as they are laid out for speed):
+Memory, besides the network's weights (three times: the model, its copy, and as they are laid out for speed, where a
+3×3 kernel can take four times as much):
 `KEPT_BYTES` of kept values, `BATCH_BYTES` while a batch runs (more where `LEAST_BATCH` images need more), and
 `KERNEL_BYTES` of kernels where the kept values of all images do not fit, else one cell's. With an executor, each worker
 holds one unit of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
