@@ -177,6 +177,17 @@ def test_what_does_not_fit_a_journal_is_refused(width, size, words):
     plt.close(fig)
 
 
+@pytest.mark.parametrize("place, edge", [({"x": 1.2, "y": 0.5}, "right"), ({"x": -0.5, "y": 0.5, "ha": "right"}, "left"),
+                                         ({"x": 0.5, "y": 1.4}, "upper"), ({"x": 0.5, "y": -0.5}, "lower")], ids=lambda value: str(value))
+def test_what_is_cut_off_at_an_edge_is_refused(place, edge):
+    check_picture(draw(), DATA)
+    fig = draw()
+    fig.axes[0].text(**place, s="some words that go on", transform=fig.axes[0].transAxes)
+    with pytest.raises(ValueError, match=f"cut off at its {edge} edge, by .* mm"):
+        check_picture(fig, DATA)
+    plt.close("all")
+
+
 @pytest.mark.parametrize("change, error, words", [
     ({"id": "Fig 1"}, ValueError, "lower-case words joined by hyphens"),
     ({"caption": " "}, ValueError, "caption is empty"),

@@ -17,6 +17,7 @@ from ..experiments.files import atomic_path
 
 ONE_COLUMN, TWO_COLUMNS = 86 / 25.4, 178 / 25.4  # inches: the widths of most journals' pages
 LEAST_POINTS = 7
+MARGIN = 0.02  # inches that the tallest letters of a title may reach beyond the layout's edge: nothing is lost in print
 FORMATS = ("svg", "pdf", "png")
 RESOLUTION = 300  # dots per inch of the PNG
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates of matplotlib's own fonts
@@ -26,7 +27,9 @@ DARK, LIGHT = to_rgba_array("#14181e")[0, :3], to_rgba_array("#ced6dd")[0, :3]  
 
 
 def check_picture(fig: plt.Figure, data: pd.DataFrame) -> None:
-    """Raise `ValueError` where `fig` is no journal's width, has text too small to print, or plots what is not in `data`."""
+    """Raise `ValueError` where `fig` is no journal's width, has text too small to print, is cut off at an edge, or plots what
+    is not in `data`. Its layout is final from then on.
+    """
     width = fig.get_figwidth()
     if not any(abs(width - column) < 0.005 for column in (ONE_COLUMN, TWO_COLUMNS)):
         raise ValueError(f"a figure is nb.ONE_COLUMN or nb.TWO_COLUMNS wide (86 or 178 mm), this one {25.4 * width:.0f} mm")
@@ -36,6 +39,13 @@ def check_picture(fig: plt.Figure, data: pd.DataFrame) -> None:
                              f"needed: {text.get_text()!r}")
     if (missing := not_in_data(fig, data)).size:
         raise ValueError(f"data lacks {len(missing)} of the values that are plotted, {missing[0]:.6g} for one")
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # once for all files: the layout is most of the work
+    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    beyond = {"left": -drawn.x0, "lower": -drawn.y0, "right": drawn.x1 - width, "upper": drawn.y1 - height}
+    edge = max(beyond, key=beyond.get)
+    if beyond[edge] > MARGIN:
+        raise ValueError(f"it is cut off at its {edge} edge, by {25.4 * beyond[edge]:.1f} mm: shorten a text there, or make room")
 
 
 def write_pictures(fig: plt.Figure, folder: Path, id: str, about: dict[str, str]) -> list[str]:
@@ -51,8 +61,6 @@ def write_pictures(fig: plt.Figure, folder: Path, id: str, about: dict[str, str]
                 "Keywords": f"{id}; {about['licence']}", "CreationDate": None},
         "png": {"Title": about["title"], "Author": about["author"], "Description": about["description"],
                 "Copyright": about["licence"], "Source": about["source"], "Identifier": id}}
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")  # once for all files: the layout is most of the work
     names = [f"{id}.{kind}" for kind in FORMATS]
     for kind, name in zip(FORMATS, names):
         with atomic_path(folder / name) as temporary:
