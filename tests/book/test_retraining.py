@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from tnlib.experiments.tables import find_table, read_answers, read_bits, read_s
 from tnlib.publishing import figures, results
 from tnlib.publishing.building import glued_values
 from tnlib.publishing.running import section_values, sections
+from tnlib.publishing.section import open_section
 
 from .test_notebooks import _upper_bound
 
@@ -162,8 +164,9 @@ def executed(monkeypatch, folder, **given):
     """The chapter's cells run here; returns figures' and tables' captions and the values of the text."""
     captions, said, section = {}, {}, sections()["retraining"]
     values = section_values(section, "published", given)
-    for name, of in (("folder", folder), ("values", values), ("read", {}), ("made", [])):
-        monkeypatch.setattr(figures.section, name, of)
+    for name in ("name", "folder", "values", "read", "made"):  # which `open_section` sets
+        monkeypatch.setattr(figures.section, name, getattr(figures.section, name))
+    monkeypatch.setenv("TNLIB_OUTPUT", str(folder))
     monkeypatch.setattr(notebook, "parameters", lambda section: None)
     monkeypatch.setattr(notebook, "value", lambda name, number: said.update({name: number}))
     for kind in ("figure", "table"):
@@ -171,7 +174,8 @@ def executed(monkeypatch, folder, **given):
         monkeypatch.setattr(notebook, kind, lambda what, id, caption, *rest, made=made, **options: (
             captions.update({id: caption}), made(what, id, caption, *rest, **options)))
     namespace = {}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), plt.rc_context():
+        open_section("retraining", "retraining", values)
         for cell in nbformat.read(section.path, as_version=4).cells:
             if cell.cell_type == "code":
                 exec(compile(cell.source, cell.id, "exec"), namespace)
