@@ -265,5 +265,9 @@ def test_the_front_page_states_the_numbers_of_the_code():
     assert f"with {', '.join(map(str, first))} and {last} channels" in text
     assert f"for {NETWORKS['vanilla'].recipe.epochs} epochs" in text
     for card in published_networks():
+        images = card["images"]
         if card["dataset"] != "shapes":
-            assert f"{card['images']['train']:,} of the 50,000 training images. The other {card['images']['validation']:,}" in text
+            assert f"of the 50,000 training images. The other {images['validation']:,}" in text
+            few = NETWORKS[card["model"]].images
+            whole = f"trained on {images['train']:,} of the 50,000"
+            assert (whole if few is None else f"see {few:,} of the 45,000, for {card['recipe']['epochs']} epochs") in text
