@@ -150,9 +150,21 @@ def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):
 
 # ---- what is done in a step --------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("device, amx, vectors, with_tiles, without", [
+    ("cuda", False, False, True, True), ("cpu", True, True, True, False), ("cpu", False, True, True, True),
+    ("cpu", False, False, False, False)], ids=["GPU", "AMX", "AVX-512 BF16", "neither"])
+def test_where_training_is_in_bfloat16(device, amx, vectors, with_tiles, without, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    pays = [training.bfloat16_pays(Recipe(tiles=tiles), torch.device(device)) for tiles in (True, False)]
+    assert pays == [with_tiles, without]
+    assert ["bfloat16" in training.training_precision(Recipe(tiles=tiles), torch.device(device))
+            for tiles in (True, False)] == pays
+
+
 def test_against_a_plain_loop(tmp_path, monkeypatch):
     """One batch an epoch, so that the order does not matter: torch's SGD, OneCycleLR, clipping and label smoothing."""
-    monkeypatch.setattr(training, "_autocast", lambda recipe, device: ("cpu", False))
+    monkeypatch.setattr(training, "bfloat16_pays", lambda recipe, device: False)
     data = dataset(train=40)
     recipe = Recipe(epochs=10, batch_size=36, peak_lr=0.3, warmup=0.3, weight_decay=0.01, label_smoothing=0.1,
                     clip_norm=0.1, crop_padding=0, flip=False)

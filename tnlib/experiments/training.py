@@ -138,8 +138,7 @@ class Training:
             target = self.labels[batch]
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * self.steps + k, self.steps * self.recipe.epochs, self.recipe)
-            kind, enabled = _autocast(self.recipe, self.device)
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
+            with torch.autocast(self.device.type, torch.bfloat16, bfloat16_pays(self.recipe, self.device)):
                 logits = self.module(inputs)
             loss = F.cross_entropy(logits.float(), target, label_smoothing=self.recipe.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
@@ -174,15 +173,18 @@ def _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress):
     return history, seconds
 
 
-def _autocast(recipe: Recipe, device: torch.device) -> tuple[str, bool]:
-    """The device's type, and whether bfloat16 pays there: on a CPU without matrix tiles (AMX) float32 is faster."""
-    return device.type, device.type == "cuda" or recipe.bfloat16 and torch.cpu._is_amx_tile_supported()
+def bfloat16_pays(recipe: Recipe, device: torch.device) -> bool:
+    """Whether training in bfloat16 autocast is faster than in float32: on a GPU; on a CPU with matrix tiles where the
+    recipe says so; on one with bfloat16 vectors alone always (1.6 times, ResNet-50 1.7 times, on an AMD EPYC)."""
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return recipe.tiles
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
 def training_precision(recipe: Recipe, device: torch.device | None = None) -> str:
     """What a card says of the arithmetic of a training; `device`: None for the one that is trained on here."""
     device = device or default_device()
-    return "bfloat16 autocast in training, float32 in evaluation" if _autocast(recipe, device)[1] else "float32"
+    return "bfloat16 autocast in training, float32 in evaluation" if bfloat16_pays(recipe, device) else "float32"
 
 
 def _set_normalization(module, dataset) -> None:
