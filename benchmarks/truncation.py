@@ -1,9 +1,9 @@
 """Truncation sweeps and spectra against what one would write without this library, as ratios within one run.
 
-The plain way is an SVD for each cell, the weight swapped in, and the whole eval-mode model run in inference mode, on
-batches of a thousand images as `tnlib.evaluate` takes them (`--batch` for others; the sweep chooses its own). Both ways
-run in turn, layer by layer, in the same process with the same threads, and must count the same correct images (but for
-ties). Prints the ratios of wall time, the peak memory, and the share of the sweep's time inside convolutions.
+The cells are those of `tnlib measure truncation`, with every rank of its grid. The plain way is an SVD for each cell,
+the weight swapped in, and the whole eval-mode model run in inference mode, on batches of a thousand images as
+`tnlib.evaluate` takes them (`--batch` for others; the sweep chooses its own). Both ways run in turn, layer by layer, in
+the same process with the same threads, and must count the same correct images (but for ties). Prints the ratios of wall time, the peak memory, and the share of the sweep's time inside convolutions.
 
     python benchmarks/truncation.py [--images 2000] [--threads 2] [--batch 1000] [--cpu-time]
 """
@@ -24,7 +24,6 @@ from tnlib.tensors.cuts import distinct_cuts
 
 TARGETS = {"vanilla": 5.0, "resnet50": 2.5, "spectra": 4.0}
 TIES = 2 / 10_000
-FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 
 
 def resnet50(dataset):
@@ -73,7 +72,7 @@ def compare_sweeps(name, model, dataset, layers, images, cuts, batch_size, clock
     ours = plain = 0.0
     cells = 0
     for layer in layers:
-        truncations = cut_truncations(model, layer, cuts, FRACTIONS)
+        truncations = cut_truncations(model, layer, cuts)
         start = clock()
         found = [(labels["cut"], labels["rank"], int(evaluation.correct.sum())) for labels, evaluation in
                  tnlib.sweep(model, dataset, truncations, images=chosen, progress=False)]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tnlib import Dataset, evaluate, load_model
+from tnlib.experiments.replacements import dense
 from tnlib.experiments.torchvision_compat import import_torchvision
 
 
@@ -120,5 +121,5 @@ def swapped(model, dataset, kernels):
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for layer, kernel in kernels.items():
-            copied.get_submodule(layer).weight.copy_(kernel)
+            copied.get_submodule(layer).weight.copy_(dense(kernel))
     return evaluate(copied, dataset)

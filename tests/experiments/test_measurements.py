@@ -17,6 +17,7 @@ import torch
 from tnlib.experiments import catalogue, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure
+from tnlib.experiments.replacements import dense
 from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
 from tnlib.experiments.truncations import cut_truncations
 
@@ -54,7 +55,7 @@ def test_the_answers_are_those_of_the_truncated_network(small):
         assert (row.layer, row.cut, row.rank) == (labels["layer"], labels["cut"], labels["rank"])
         network = weights.load_model("vanilla", "small")
         for layer, kernel in kernels.items():
-            network.get_submodule(layer).weight.data = kernel
+            network.get_submodule(layer).weight.data = dense(kernel)
         plain = evaluate(network, small)
         assert np.array_equal(plain.correct, found) and row.loss == pytest.approx(plain.loss, rel=1e-5)
 
@@ -72,7 +73,7 @@ def test_on_fewer_images_the_card_says_which(small, monkeypatch):
     assert np.array_equal(untruncated, evaluate(network, small).correct[chosen])
     (_, kernels), *_ = cut_truncations(network, cuts=catalogue.CONTROL_CUTS)
     for layer, kernel in kernels.items():
-        network.get_submodule(layer).weight.data = kernel
+        network.get_submodule(layer).weight.data = dense(kernel)
     assert np.array_equal(right[0], evaluate(network, small).correct[chosen])
 
 

@@ -15,7 +15,7 @@ from tnlib.experiments.controls import SHRINK, matched_noise, shrink
 from tnlib.experiments.data_aware import (data_aware_error, data_aware_truncations, patch_moments,
                                           with_data_aware_error)
 from tnlib.experiments.factorizations import cp_truncations
-from tnlib.experiments.replacements import rank_grid
+from tnlib.experiments.replacements import dense, rank_grid
 from tnlib.experiments.truncations import cut_truncations, joint_truncations, outcome
 from tnlib.tensors.cuts import distinct_cuts
 
@@ -50,7 +50,7 @@ def check_norms(model, cells, exact=True):
     """norm_kept and relative_error of the labels against the kernels, over the layers of a joint cell together."""
     kernels = conv_kernels(model)
     for labels, replaced in cells:
-        pairs = [(kernels[layer].double(), replaced.get(layer, kernels[layer]).double())
+        pairs = [(kernels[layer].double(), dense(replaced.get(layer, kernels[layer])).double())
                  for layer in (replaced if "layer" in labels else kernels)]
         whole = sum(kernel.square().sum() for kernel, _ in pairs)
         kept = (sum(other.square().sum() for _, other in pairs) / whole).sqrt().item()
@@ -72,11 +72,11 @@ def test_every_distinct_cut_and_rank_once_and_as_truncate_gives_it(model):
     assert {cut for layer, cut, _ in found if layer == "point"} == {"OUT"}
     check_norms(model, cells)
     for labels, replaced in cells:
-        (layer, kernel), = replaced.items()
-        original = conv_kernels(model)[layer]
+        (layer, factors), = replaced.items()
+        kernel, original = factors.to_kernel(), conv_kernels(model)[layer]
         torch.testing.assert_close(kernel, truncate(original, labels["cut"], labels["rank"]), atol=1e-6, rtol=1e-5)
         assert kernel.dtype == original.dtype and labels["max_rank"] == Cut.parse(labels["cut"]).max_rank(kernel.shape)
-        assert labels["parameters"] == labels["rank"] * sum(Cut.parse(labels["cut"]).dimensions(kernel.shape))
+        assert labels["parameters"] == factors.num_parameters
 
 
 def test_one_decomposition_for_all_ranks(model, monkeypatch):
@@ -219,7 +219,7 @@ def test_matched_noise_has_the_norm_the_error_and_the_overlap(model, make):
             noise_labels, replaced = cells[2 * k + draw]
             assert noise_labels == labels | {"draw": draw} and replaced.keys() == truncated.keys()
             for layer, other in replaced.items():
-                kernel, cut = kernels[layer].double(), truncated[layer].double()
+                kernel, cut = kernels[layer].double(), dense(truncated[layer]).double()
                 overlap = lambda a, b: (a * b).sum() / a.square().sum()
                 for measure in (norm_kept, relative_error, overlap):
                     found, expected = measure(kernel, other.double()), measure(kernel, cut)
@@ -291,7 +291,7 @@ def test_no_kernel_of_the_rank_has_a_lower_data_aware_error(model, moments):
     generator = torch.Generator().manual_seed(0)
     for labels, replaced in data_aware_truncations(model, moments, ranks=[1, 3]):
         layer, rank = labels["layer"], labels["rank"]
-        kernel, found = conv_kernels(model)[layer].double(), replaced[layer].double()
+        kernel, found = conv_kernels(model)[layer].double(), dense(replaced[layer]).double()
         assert torch.linalg.matrix_rank(found.flatten(1), rtol=1e-5) == rank
         assert labels["data_aware_error"] == pytest.approx(
             data_aware_error(kernel, found, moments[layer]), abs=1e-6)
@@ -311,13 +311,13 @@ def test_it_is_the_svd_weighted_by_the_root_and_undone_by_its_inverse(model, mom
     u, s, vh = torch.linalg.svd(kernel.flatten(1) @ root, full_matrices=False)
     expected = (u[:, :4] * s[:4] @ vh[:4]) @ torch.linalg.inv(root)
     (_, replaced), = data_aware_truncations(model, moments, "first", [4])
-    torch.testing.assert_close(replaced["first"].flatten(1).double(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dense(replaced["first"]).flatten(1).double(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_data_without_correlations_gives_the_plain_truncation(model):
     kernel = conv_kernels(model)["last"]
     (labels, replaced), = data_aware_truncations(model, {"last": torch.eye(108, dtype=torch.float64)}, ranks=[4])
-    torch.testing.assert_close(replaced["last"], truncate(kernel, "OUT", 4), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dense(replaced["last"]), truncate(kernel, "OUT", 4), atol=1e-5, rtol=1e-4)
     assert labels["data_aware_error"] == pytest.approx(labels["relative_error"], abs=1e-6)
 
 
@@ -326,7 +326,7 @@ def test_the_data_aware_error_is_added_where_it_is_known(model, moments):
     for labels, replaced in cells:
         (layer, kernel), = replaced.items()
         assert labels.get("data_aware_error") == (None if layer == "depthwise" else data_aware_error(
-            conv_kernels(model)["last"], kernel, moments["last"]))
+            conv_kernels(model)["last"], dense(kernel), moments["last"]))
     assert len(cells) == len(list(cells))
     assert all("data_aware_error" not in labels for labels, _ in matched_noise(cells, 1))
 

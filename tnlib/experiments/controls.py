@@ -17,7 +17,7 @@ from ..tensors.spectra import entanglement_entropy
 from .evaluation import exact_float32, split_arrays, to_unit_floats
 from .gauges import gauges
 from .networks import conv_kernels
-from .replacements import Replacements, chosen_layers, compared, joined, labelled
+from .replacements import Replacements, chosen_layers, compared, dense, joined, labelled
 from .truncations import cut_truncations
 
 MEASURED = {"norm_kept", "relative_error"}  # labels that say what came out, not what was asked for
@@ -39,7 +39,7 @@ def matched_noise(truncations: Replacements, draws: int = 5, seed: int = 0) -> R
                 digest = hashlib.sha256(repr((seed, draw, asked)).encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
                 yield labels | {"draw": draw}, {
-                    layer: _noise(truncations.kernels[layer], approximation, generator)
+                    layer: _noise(truncations.kernels[layer], dense(approximation), generator)
                     for layer, approximation in kernels.items()}
 
     return Replacements(truncations.kernels, draws * len(truncations), generate)
@@ -145,7 +145,8 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
             kernel, cut = kernels[layer], Cut.parse(labels["cut"])
             rows, columns = cut.dimensions(kernel.shape)
             wide = rows <= columns
-            matrix, short = (cut.matricize(x.double()) if wide else cut.matricize(x.double()).T for x in (kernel, truncated))
+            matrix, short = (cut.matricize(x.double()) if wide else cut.matricize(x.double()).T
+                             for x in (kernel, dense(truncated)))
             other, parameters = make(matrix, short, labels)
             other = cut.fold(other if wide else other.T, kernel.shape)
             yield labels | compared(kernel, other) | {"parameters": parameters}, {layer: other.to(kernel.dtype)}

@@ -52,10 +52,13 @@ class Convolution(nn.Module):
         weight = (kernel.double() * self.scale.view(-1, 1, 1, 1)).to(kernel.dtype)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.winograd = None  # of this weight, when images come that it suits
+        self.growing = None  # what gives the output in place of this weight: see `growing.Growing`
 
     def forward(self, image, other=None):
         """(N, IN, H, W), and (N, OUT, H', W') to be added before the activation → (N, OUT, H', W')."""
         image = image.contiguous(memory_format=torch.channels_last)
+        if self.growing is not None:
+            return self.growing(image, other)
         if not self.blocked:
             padding, stride, dilation, groups = self.geometry
             output = F.conv2d(image, self.weight, self.bias, stride, padding, dilation, groups)

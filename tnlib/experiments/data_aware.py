@@ -11,7 +11,8 @@ import torch
 from ..tensors.cuts import Cut
 from ..tensors.network import patches
 from .evaluation import exact_float32, split_arrays, to_unit_floats
-from .replacements import Replacements, chosen_layers, chosen_ranks
+from .growing import GrowingFactors
+from .replacements import Replacements, chosen_layers, chosen_ranks, dense
 
 OUT = Cut.parse("OUT")
 
@@ -70,7 +71,7 @@ def with_data_aware_error(replacements: Replacements, moments: dict[str, torch.T
     def known(labels, kernels):
         for layer, kernel in kernels.items() if len(kernels) == 1 else ():
             if layer in moments:
-                error = data_aware_error(replacements.kernels[layer], kernel, moments[layer])
+                error = data_aware_error(replacements.kernels[layer], dense(kernel), moments[layer])
                 labels = labels | {"data_aware_error": error}
         return labels, kernels
 
@@ -99,14 +100,16 @@ def data_aware_truncations(model, moments: dict[str, torch.Tensor], layers=None,
             kernel = kernels[layer]
             matrix = kernel.double().flatten(1)                                 # [OUT, IN·KH·KW]
             vectors = torch.linalg.eigh(matrix @ moments[layer] @ matrix.T)[1].flip(1)
-            for rank in at:
-                u = vectors[:, :rank]
-                truncated = (u @ (u.T @ matrix)).view(kernel.shape)
+            rows = vectors.T @ matrix
+            for k, rank in enumerate(at, start=1):
+                factors = vectors[:, :rank], rows[:rank]
+                truncated = (factors[0] @ factors[1]).view(kernel.shape)
                 kept = (truncated.norm() / kernel.double().norm()).item()
                 labels = {"layer": layer, "cut": cut, "rank": rank, "max_rank": places[layer, cut], "norm_kept": kept,
                           "relative_error": math.sqrt(max(0.0, 1 - kept**2)),   # UᵣUᵣᵀ is a projection
                           "data_aware_error": data_aware_error(kernel, truncated, moments[layer]),
                           "parameters": rank * sum(OUT.dimensions(kernel.shape))}
-                yield labels, {layer: truncated.to(kernel.dtype)}
+                factors = tuple(factor.to(kernel.dtype) for factor in factors)
+                yield labels, {layer: GrowingFactors(tuple(kernel.shape), factors, OUT, tuple(at[:k]))}
 
     return Replacements(kernels, sum(map(len, plan.values())), generate)

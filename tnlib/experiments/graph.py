@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from ..tensors.factors import KernelFactors
 from .convolution import ACTIVATIONS, Convolution
+from .growing import Growing, can_grow
+from .replacements import dense
 from .winograd import Scratch
 
 ADDITIONS = (operator.add, torch.add, "add")
@@ -169,8 +172,9 @@ class Network:
             convolution.put(None)  # to be laid out for whole batches, not for the probe
         self._bytes = {node: size / len(probe) for node, size in sizes.bytes.items()}
 
-    def put(self, kernels: dict[str, torch.Tensor]) -> None:
+    def put(self, kernels: dict[str, torch.Tensor | KernelFactors]) -> None:
         """Use these kernels in place of the layers' own, and the layers' own in all others."""
+        kernels = {name: dense(kernel) for name, kernel in kernels.items()}
         for name in self._originals.keys() - kernels.keys():
             self._weight(name).data = self._originals.pop(name)
         for name in self._replaced - kernels.keys():
@@ -182,6 +186,16 @@ class Network:
             else:
                 self._originals.setdefault(name, self._weight(name).data)
                 self._weight(name).data = kernel.to(self._weight(name).device)
+
+    def grow(self, run: list[dict]) -> Growing | None:
+        """Use the kernels of one of the `runs` of cells, one with each call of the network; None where that is not faster."""
+        (name, kernel), *others = run[0].items() or [(None, None)]
+        layer = self.convolutions.get(name)
+        if others or layer is None or not can_grow(layer, kernel):
+            return None
+        self.put({name: kernel})
+        layer.growing = Growing(layer, [cell[name] for cell in run])
+        return layer.growing
 
     def _weight(self, name) -> nn.Parameter:
         return self.graph.get_parameter(f"{self.inside}{name}.weight")

@@ -10,6 +10,7 @@ from typing import Callable
 import torch
 
 from ..tensors.cuts import CUTS, Cut
+from ..tensors.factors import KernelFactors
 from .networks import conv_kernels
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9
 
 @dataclass(frozen=True)
 class Replacements:
-    """An iterable of `count` (labels, {layer: kernel}); `.kernels`: the model's own, by layer.
+    """An iterable of `count` (labels, {layer: kernel or its factors}); `.kernels`: the model's own, by layer.
 
     `.asks`: a cell takes long to compute, and `generate(wanted)` gives None for one whose labels, as far as they are
     known beforehand, `wanted` says no to.
@@ -41,6 +42,11 @@ class Replacements:
         for place, cell in enumerate(self.generate(wanted) if self.asks else self.generate()):
             if cell is not None and wanted(cell[0]):
                 yield place, *cell
+
+
+def dense(kernel: torch.Tensor | KernelFactors) -> torch.Tensor:
+    """A kernel (OUT, IN, KH, KW) that a replacement gives, or that its factors give."""
+    return kernel.to_kernel() if isinstance(kernel, KernelFactors) else kernel
 
 
 def labelled(replacements: Replacements, **labels) -> Replacements:

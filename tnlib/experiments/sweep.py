@@ -1,16 +1,18 @@
 """The sweep: what a network answers with some of its kernels replaced, for one set of replacements after another.
 
 Only what a replacement reaches is computed for it. The values that come before (`Split.before`) are computed once for
-all consecutive cells that reach the same part of the network, and kept.
+all consecutive cells that reach the same part of the network, and kept. Truncations at one cut, of ascending rank, each
+grow from the one before (see `growing`).
 
 Memory, besides the network's weights (three times: the model, its copy, and as they are laid out for speed, where a
-3×3 kernel can take four times as much):
-`KEPT_BYTES` of kept values, `BATCH_BYTES` while a batch runs (more where `LEAST_BATCH` images need more), and
-`KERNEL_BYTES` of kernels where the kept values of all images do not fit, else one cell's. With an executor, each worker
-holds one unit of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
+3×3 kernel can take four times as much): `KEPT_BYTES` of kept values; `BATCH_BYTES` while a batch runs (more where
+`LEAST_BATCH` images need more), and a few times the values of a layer whose truncations grow; `KERNEL_BYTES` of kernels
+where the kept values of all images do not fit, else one cell's or one cut's. With an executor, each worker holds one unit
+of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
 """
 
 import copy
+import dataclasses
 import itertools
 import math
 import pickle
@@ -25,8 +27,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, exact_float32, split_arrays, to_unit_floats
 from .graph import Network, traced
+from .growing import continues, runs
 from .networks import conv_kernels
 
 KEPT_BYTES = 2**30
@@ -42,10 +46,12 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     """Yield (labels, `Evaluation`) for each (labels, {layer: kernel}) of `replacements`, in their order.
 
     `replacements`: an iterable; layers are named as in `model.named_modules()`, kernels are (OUT, IN/groups, KH, KW) in
-    the layer's dtype, and an empty dict leaves the network as it is. `preprocess` and `split` as in `evaluate`;
-    `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`. `executor`: a
-    `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with one thread;
-    None: this process with torch's own threads. The results are the same. `progress`: a bar with the cells done.
+    the layer's dtype, or their factors (as of `tnlib.factorize`), and an empty dict leaves the network as it is. Those
+    of `cut_truncations` grow from one rank to the next, in a fraction of the time. `preprocess` and `split` as in
+    `evaluate`; `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`.
+    `executor`: a `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with
+    one thread; None: this process with torch's own threads. The results are the same. `progress`: a bar with the cells
+    done.
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
@@ -80,7 +86,7 @@ def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, p
         if executor is None:
             call = lambda *images: _done(worker.evaluate(preprocess, kernels, *images))
         else:
-            kernels = pickle.dumps([{layer: kernel.cpu() for layer, kernel in cell.items()} for cell in kernels])
+            kernels = pickle.dumps([{layer: _own(kernel) for layer, kernel in cell.items()} for cell in kernels])
             call = lambda *images: executor.submit(_remote_unit, key, network, preprocess, kernels, *images)
         return [call(start, pixels[start:start + group.images], labels[start:start + group.images])
                 for start in range(0, len(labels), group.images)]
@@ -126,11 +132,13 @@ def _groups(cells, network: Network, num_images: int, parallel: bool):
         images = max(LEAST_BATCH, KEPT_BYTES // max(1, network.split(reached).kept_bytes))
         images = min(images, UNIT_IMAGES) if parallel else images
         # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
+        # But what continues the cell before needs that one in its group.
         most = 1 if images >= num_images and not parallel else UNIT_CELLS
         group, held = [], 0
         for cell in run:
-            size = sum(kernel.numel() * kernel.element_size() for kernel in cell[1].values())
-            if group and (len(group) == most or held + size > KERNEL_BYTES):
+            size = sum(tensor.numel() * tensor.element_size() for kernel in cell[1].values() for tensor in _tensors(kernel))
+            single = most == 1 and group and not continues(cell[1], group[-1][1])
+            if group and (single or len(group) == UNIT_CELLS or held + size > KERNEL_BYTES):
                 yield Group(group, images)
                 group, held = [], 0
             group.append(cell)
@@ -151,20 +159,31 @@ class Worker:
 
     def evaluate(self, preprocess, cells, start, pixels, labels) -> tuple[np.ndarray, np.ndarray]:
         """Correct (bool, [cells, images]) and summed loss ([cells]) of replacements `cells` that reach the same."""
-        correct, loss = [], []
+        self.network.put({})  # what comes before the replaced layers has kernels of its own
+        reached, found = self.network.reached(cells[0]), []
         with torch.inference_mode(), exact_float32():
-            for kernels in cells:
-                self.network.put(kernels)
-                reached = self.network.reached(kernels)
-                after = self.network.split(reached).after
-                right, total = [], 0.0
-                for values, target in self._before((reached, start, len(labels)), preprocess, pixels, labels):
-                    logits = after(*values)
-                    right.append((logits.argmax(1) == target).cpu())
-                    total += F.cross_entropy(logits.double(), target, reduction="sum").item()
-                correct.append(torch.cat(right).numpy())
-                loss.append(total)
+            batches = self._before((reached, start, len(labels)), preprocess, pixels, labels)
+            for run in runs(cells):
+                if (growing := self.network.grow(run)) is not None:
+                    found += self._answers(reached, batches, len(run), growing.start)
+                    continue
+                for kernels in run:
+                    self.network.put(kernels)
+                    found += self._answers(reached, batches)
+        correct, loss = zip(*found)
         return np.stack(correct), np.array(loss)
+
+    def _answers(self, reached, batches, cells=1, start=lambda: None) -> list[tuple[np.ndarray, float]]:
+        """(correct, summed loss) of so many cells, one with each call of the network; `start` is called for each batch."""
+        after = self.network.split(reached).after
+        correct, loss = [[] for _ in range(cells)], [0.0] * cells
+        for values, target in batches:
+            start()
+            for k in range(cells):
+                logits = after(*values)
+                correct[k].append((logits.argmax(1) == target).cpu())
+                loss[k] += F.cross_entropy(logits.double(), target, reduction="sum").item()
+        return [(torch.cat(right).numpy(), total) for right, total in zip(correct, loss)]
 
     def _before(self, key, preprocess, pixels, labels) -> list:
         """(kept values, labels) of each batch."""
@@ -181,6 +200,17 @@ class Worker:
                 batches.append((split.before(image), target))
             self._kept = key, batches
         return self._kept[1]
+
+
+def _tensors(kernel) -> tuple[torch.Tensor, ...]:
+    return kernel.factors if isinstance(kernel, KernelFactors) else (kernel,)
+
+
+def _own(kernel):
+    """A kernel or its factors on the CPU, without what else their memory holds: all of it would be pickled."""
+    if isinstance(kernel, KernelFactors):
+        return dataclasses.replace(kernel, factors=tuple(factor.cpu().clone() for factor in kernel.factors))
+    return kernel.cpu()
 
 
 def _done(result) -> Future:
@@ -255,7 +285,9 @@ def _checked_cell(cell, layers, computed):
         if layer in computed:
             raise ValueError(f"the layer {layer!r} computes its weight (a parametrisation): remove that first")
         want = layers[layer]
-        if not isinstance(kernel, torch.Tensor) or kernel.shape != want.shape or kernel.dtype != want.dtype:
-            got = f"{kernel.dtype} {tuple(kernel.shape)}" if isinstance(kernel, torch.Tensor) else type(kernel).__name__
+        known = isinstance(kernel, (torch.Tensor, KernelFactors))
+        dtype = _tensors(kernel)[0].dtype if known else None
+        if not known or tuple(kernel.shape) != tuple(want.shape) or dtype != want.dtype:
+            got = f"{dtype} {tuple(kernel.shape)}" if known else type(kernel).__name__
             raise ValueError(f"the kernel of {layer!r} must be {want.dtype} {tuple(want.shape)}, got {got}")
     return cell

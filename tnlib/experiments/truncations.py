@@ -21,6 +21,7 @@ from ..tensors.cuts import CUTS, MODES, Cut, distinct_cuts, singular_values
 from ..tensors.spectra import rank_for_error
 from .drops import counts
 from .evaluation import Evaluation
+from .growing import GrowingFactors
 from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
                            rank_at)
 from .sweep import sweep
@@ -55,11 +56,15 @@ class Truncator:
         squares, u = squares.flip(0).clamp(min=0), u.flip(1)
         return squares, u.to(self.kernel.dtype), (u.T @ matrix).to(self.kernel.dtype)
 
-    def __call__(self, rank: int) -> torch.Tensor:
-        """The kernel of this rank, as `truncate` gives it."""
+    def __call__(self, *ranks: int) -> GrowingFactors:
+        """The truncation to the last of `ranks`, ascending, as it grows from one to the next.
+
+        It is the one that `factorize` gives, but for how the singular values are shared out.
+        """
         _, u, rest = self._decomposition
-        matrix = u[:, :rank] @ rest[:rank]
-        return self.cut.fold(matrix if self._wide else matrix.T, self.kernel.shape)
+        left, right = u[:, :ranks[-1]], rest[:ranks[-1]]
+        factors = (left, right) if self._wide else (right.T, left.T)
+        return GrowingFactors(tuple(self.kernel.shape), factors, self.cut, ranks)
 
     def norms(self, rank: int) -> tuple[float, float]:
         """‖K'‖² and ‖K − K'‖²."""
@@ -74,7 +79,7 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
     """Each layer alone truncated at each of its distinct cuts and at each of `ranks` below max_rank.
 
     Labels: `layer, cut, rank, max_rank, norm_kept, relative_error, parameters`. One decomposition for all ranks of a
-    (layer, cut). Raises `ValueError` as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
+    (layer, cut), which come in ascending order, as factors: `sweep` grows each from the one before. Raises `ValueError` as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
     """
     kernels, cuts = chosen_layers(model, layers), chosen_cuts(cuts)
     places = {(layer, cut.name): cut.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()
@@ -84,10 +89,10 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
     def generate():
         for (layer, cut), at in ranks.items():
             truncator = Truncator(kernels[layer], Cut.parse(cut))
-            for rank in at:
+            for k, rank in enumerate(at, start=1):
                 labels = {"layer": layer, "cut": cut, "rank": rank, "max_rank": places[layer, cut],
                           **_norms(*truncator.norms(rank)), "parameters": truncator.parameters(rank)}
-                yield labels, {layer: truncator(rank)}
+                yield labels, {layer: truncator(*at[:k])}
 
     return Replacements(kernels, sum(map(len, ranks.values())), generate)
 
@@ -132,7 +137,7 @@ def joint_truncations(model, cuts=CUTS, common="fraction", levels=None, layers=N
                     norms, count = (kernel.double().square().sum().item(), 0.0), kernel.numel()
                 kept, lost, parameters = kept + norms[0], lost + norms[1], parameters + count
             labels = {"cut": cut.name, "common": common, "level": level, **_norms(kept, lost), "parameters": parameters}
-            yield labels, {layer: truncators[layer](rank) for layer, rank in ranks.items()}
+            yield labels, {layer: truncators[layer](rank).to_kernel() for layer, rank in ranks.items()}
 
     return Replacements(every, len(plan), generate)
 

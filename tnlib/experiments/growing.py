@@ -1,0 +1,124 @@
+"""Truncations of one kernel at one cut, of ascending rank: each is the one before and a few terms more.
+
+A kernel at a cut is Σₖ uₖ∘vₖ, and its convolution Σₖ conv(conv(x, vₖ), uₖ). So what a layer gives at rank r is what it
+gave at rank q < r and the terms between; and all conv(x, vₖ) are one convolution, done once for all ranks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.nn import functional as F
+
+from ..tensors.cuts import CutFactors
+from ..tensors.network import Geometry
+from .convolution import APPLY, Convolution
+
+# Fewer multiplications for a value of the output take less time than adding it to another. Measured with AVX-512.
+LEAST_MULTIPLICATIONS = 128
+OUT_OF_PLACE = {"none": torch.clone, "relu": torch.relu, "hardtanh": F.hardtanh}
+
+
+@dataclass(frozen=True)
+class GrowingFactors(CutFactors):
+    """The factors of a truncation, and the `.ranks` in whose steps it grows: ascending, its own the last.
+
+    The steps are the same whether the lower ranks are evaluated too or not, and with them every rounding.
+    """
+
+    ranks: tuple[int, ...]
+
+    def continues(self, other) -> bool:
+        """Whether `other` is this truncation at one of the lower ranks."""
+        rank, steps = getattr(other, "ranks", (0,))[-1], len(getattr(other, "ranks", ()))
+        return (0 < steps < len(self.ranks) and other.ranks == self.ranks[:steps] and other.cut == self.cut
+                and other.shape == self.shape and torch.equal(other.factors[0], self.factors[0][:, :rank])
+                and torch.equal(other.factors[1], self.factors[1][:rank]))
+
+
+def continues(cell: dict, before: dict) -> bool:
+    """Whether {layer: kernel} replaces the same layer alone as the cell before, by a truncation that continues that one."""
+    return len(cell) == 1 and cell.keys() == before.keys() and all(
+        isinstance(kernel, GrowingFactors) and kernel.continues(before[layer]) for layer, kernel in cell.items())
+
+
+def runs(cells: list[dict]) -> Iterator[list[dict]]:
+    """`cells` in runs of consecutive ones that each continue the one before."""
+    run = cells[:1]
+    for before, cell in pairwise(cells):
+        if not continues(cell, before):
+            yield run
+            run = []
+        run = [*run, cell]
+    yield run
+
+
+def can_grow(layer: Convolution, kernel) -> bool:
+    """Whether `Growing` takes this kernel for the layer, and is faster than one convolution after another.
+
+    It is for neither a kernel in groups, nor a cut with IN on the side of OUT, where each term is as wide as the layer.
+    """
+    return (isinstance(kernel, GrowingFactors) and layer.geometry[-1] == 1
+            and ("IN" in kernel.cut.rows) != ("OUT" in kernel.cut.rows)
+            and math.prod(kernel.shape[1:]) >= LEAST_MULTIPLICATIONS)
+
+
+class Growing:
+    """What `layer` gives with the truncations of a run in place of its kernel, one after another.
+
+    For each image, call `start`, and then the layer once for each truncation.
+    """
+
+    def __init__(self, layer: Convolution, run: list[GrowingFactors]):
+        padding, stride, dilation, _ = layer.geometry
+        geometry = Geometry.of(stride, padding, dilation)
+        inner, outer = run[-1].steps()
+        device, dtype = layer.kernel.device, layer.kernel.dtype
+        weight = (outer.weight.to(device).double() * layer.scale.view(-1, 1, 1, 1)).to(dtype)
+        self.layer = layer
+        self.inner = _Terms(inner.weight.to(device), geometry.along(inner.modes), layer.blocked)
+        self.terms = [(slice(first, end), _Terms(weight[:, first:end], geometry.along(outer.modes), layer.blocked))
+                      for first, end in pairwise((0, *run[-1].ranks))]
+        self.steps = [len(truncation.ranks) for truncation in run]
+        self.start()
+
+    def start(self) -> None:
+        """What the layer is called with next is another image, for the first truncation of the run."""
+        self._sum, self._inner, self._done, self._left = None, None, 0, iter(self.steps)
+
+    def __call__(self, image, other=None):
+        """(N, IN, H, W), and (N, OUT, H', W') to be added before the activation → (N, OUT, H', W')."""
+        if self._inner is None:
+            self._inner = self.inner(image)                                                  # [N, rank, …]
+        steps = next(self._left)
+        for part, terms in self.terms[self._done:steps]:
+            some = self._inner[:, part].contiguous(memory_format=torch.channels_last)
+            self._sum = terms(some, self.layer.bias) if self._sum is None else terms(some, into=self._sum)
+        self._done = steps
+        if other is not None:
+            return APPLY[self.layer.activation](self._sum + other, *self.layer.numbers)
+        return OUT_OF_PLACE[self.layer.activation](self._sum, *self.layer.numbers)
+
+
+class _Terms:
+    """A convolution with one factor of some terms; `blocked`: with its weight in oneDNN's layout."""
+
+    def __init__(self, weight: torch.Tensor, geometry: Geometry, blocked: bool):
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.geometry = geometry.padding, geometry.stride, geometry.dilation, 1
+        self.blocked = blocked
+
+    def __call__(self, image, bias=None, into=None):
+        """conv(image) + bias; or added to `into`, in place."""
+        padding, stride, dilation, groups = self.geometry
+        if not self.blocked:
+            output = F.conv2d(image, self.weight, bias, stride, padding, dilation, groups)
+            return output if into is None else into.add_(output)
+        if not self.weight.is_mkldnn:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(image.shape))
+        if into is None:
+            return torch.ops.mkldnn._convolution_pointwise(image, self.weight, bias, *self.geometry, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            into, image, self.weight, bias, *self.geometry, "add", 1.0, None, [], "")
