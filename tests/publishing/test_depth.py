@@ -31,6 +31,14 @@ def test_the_axis_of_resnet50_has_a_name_in_the_middle_of_each_stage_and_lines_b
     plt.close(fig)
 
 
+def test_the_same_down_a_map(resnet50):
+    fig, ax = plt.subplots()
+    depth_axis(ax, list(resnet50), "y")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    assert [line.get_ydata()[0] for line in ax.lines] == [1.5, 11.5, 24.5, 43.5] and ax.get_ylim() == (53.5, 0.5)
+    plt.close(fig)
+
+
 def test_a_few_layers_are_all_shown_and_named():
     kernels = {f"conv{k}": torch.zeros(2, 2, 3, 3) for k in range(1, 9)}
     fig, ax = plt.subplots()

@@ -5,6 +5,7 @@ from the kernel and Σ alone. Source: arXiv 2511.04494.
 """
 
 import math
+from functools import cache
 
 import torch
 
@@ -61,17 +62,24 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
 
 def data_aware_error(kernel: torch.Tensor, approximation: torch.Tensor, moment: torch.Tensor) -> float:
     """‖conv(x, K − K')‖ / ‖conv(x, K)‖ over inputs x with second moment Σ of patches: √(tr(ΔΣΔᵀ)/tr(KΣKᵀ))."""
-    kernel, approximation = kernel.double().flatten(1), approximation.double().flatten(1)
-    power = lambda matrix: ((matrix @ moment) * matrix).sum().clamp(min=0)
-    return (power(kernel - approximation) / power(kernel)).sqrt().item()
+    return (_power(kernel.double() - approximation.double(), moment) / _power(kernel, moment)).sqrt().item()
+
+
+def _power(kernel, moment):
+    """tr(KΣKᵀ)."""
+    matrix = kernel.double().flatten(1)
+    return ((matrix @ moment) * matrix).sum().clamp(min=0)
 
 
 def with_data_aware_error(replacements: Replacements, moments: dict[str, torch.Tensor]) -> Replacements:
     """The same cells with a label `data_aware_error`, where one layer is replaced and its Σ is in `moments`."""
+    whole = cache(lambda layer: _power(replacements.kernels[layer], moments[layer]))  # the same for all of its cells
+
     def known(labels, kernels):
         for layer, kernel in kernels.items() if len(kernels) == 1 else ():
             if layer in moments:
-                error = data_aware_error(replacements.kernels[layer], dense(kernel), moments[layer])
+                lost = replacements.kernels[layer].double() - dense(kernel).double()
+                error = (_power(lost, moments[layer]) / whole(layer)).sqrt().item()
                 labels = labels | {"data_aware_error": error}
         return labels, kernels
 

@@ -8,27 +8,29 @@ import torch
 MANY = 8  # of so many layers each has its name on an axis and its panel; of more, only some have
 
 
-def depth_axis(ax, layers: Sequence[str]) -> None:
-    """Tick the x axis of `ax`, where the k-th of `layers` lies at k, from 1: their names or, of more than 8, their stages.
+def depth_axis(ax, layers: Sequence[str], axis: str = "x") -> None:
+    """Tick an axis of `ax`, "x" or "y", where the k-th of `layers` lies at k, from 1: their names or, of more than 8,
+    their stages.
 
     A stage is what names have in common before their first dot: "layer3.0.conv2" is of the stage "layer3". Its name
-    stands below its middle, and a line before its first layer.
+    stands at its middle, and a line before its first layer.
     """
+    ticks, limits, line = {"x": (ax.set_xticks, ax.set_xlim, ax.axvline), "y": (ax.set_yticks, ax.set_ylim, ax.axhline)}[axis]
     if len(layers) <= MANY:
-        ax.set_xticks(range(1, len(layers) + 1), layers)
+        ticks(range(1, len(layers) + 1), layers)
         return
     middles, names, first = [], [], 1
     for name, members in groupby(layers, key=stage):
         last = first + len(list(members)) - 1
         if first > 1:
-            ax.axvline(first - 0.5, color="black", lw=0.5, zorder=0)
+            line(first - 0.5, color="black", lw=0.5, zorder=2 if axis == "y" else 0)
         middles.append((first + last) / 2)
         names.append(name)
         first = last + 1
-    ax.set_xticks(middles, names)
-    ax.tick_params(axis="x", length=0)
-    ax.set_xlim(0.5, len(layers) + 0.5)
-    ax.grid(False, axis="x")
+    ticks(middles, names)
+    ax.tick_params(axis=axis, length=0)
+    limits(*((0.5, len(layers) + 0.5) if axis == "x" else (len(layers) + 0.5, 0.5)))
+    ax.grid(False, axis=axis)
 
 
 def panel_layers(kernels: Mapping[str, torch.Tensor]) -> list[str]:
