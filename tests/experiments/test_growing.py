@@ -15,7 +15,7 @@ from tnlib import conv_kernels, factorize, sweep, truncate
 from tnlib.experiments import growing
 from tnlib.experiments.convolution import Convolution
 from tnlib.experiments.growing import Growing, can_grow, continues, runs
-from tnlib.experiments.truncations import Truncator, cut_truncations
+from tnlib.experiments.truncations import Truncator, cut_truncations, joint_truncations
 from tnlib.tensors.cuts import CUTS, Cut
 
 GROWING = ("OUT", "IN", "OUT,KW", "OUT,KH")
@@ -59,11 +59,23 @@ def test_a_layer_gives_what_the_truncated_kernel_gives(data):
         layer.growing = Growing(layer, [truncator(*RANKS[:k]) for k in (1, 2, 4)])
         other = draw(None, torch.randn_like(conv(image)))
         for image in (image, image.flip(0)):
-            layer.growing.start()
             for rank in (1, 3, 7):
                 expected = plain(F.conv2d(image, truncate(kernel, cut, rank), conv.bias, stride, padding, dilation))
                 expected = apply(expected if other is None else expected + other)
                 torch.testing.assert_close(layer(image, other), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_several_layers_at_once(grown):
+    """Those of few terms are convolved factor by factor, whatever was in their place before."""
+    model, dataset = model_and_data("resnet18")
+    cells = [*joint_truncations(model, ["OUT", "OUT,KW"], levels=[0.1, 0.9]), ({}, {}), *joint_truncations(model, ["OUT"], levels=[0.1])]
+    assert cells[4][1] == {}
+    found = run(model, dataset, cells)
+    for (labels, evaluation), (_, kernels) in zip(found, cells, strict=True):
+        expected = swapped(model, dataset, kernels)
+        assert (evaluation.correct != expected.correct).sum() <= 2 and evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert grown == [1] * 60
+    assert np.array_equal(found[0][1].correct, found[-1][1].correct) and found[0][1].loss == found[-1][1].loss
 
 
 @pytest.mark.parametrize("name", LAYERS)

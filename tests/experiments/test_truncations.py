@@ -160,7 +160,7 @@ def test_joint_truncations(model):
             assert (layer in replaced) == (rank < most)
             total += rank * sum(cut.dimensions(kernel.shape)) if rank < most else kernel.numel()
             if layer in replaced:
-                torch.testing.assert_close(replaced[layer], truncate(kernel, cut, rank), atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(dense(replaced[layer]), truncate(kernel, cut, rank), atol=1e-6, rtol=1e-5)
         assert labels["parameters"] == total
 
 
@@ -182,7 +182,7 @@ def test_joint_truncations_of_one_error_take_the_lowest_rank_that_keeps_to_it(mo
             allowed = [rank for rank, error in enumerate(errors, 1) if error <= labels["level"] + 1e-6]
             assert (layer in replaced) == bool(allowed)
             if allowed:
-                torch.testing.assert_close(replaced[layer], truncate(kernel, cut, allowed[0]), atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(dense(replaced[layer]), truncate(kernel, cut, allowed[0]), atol=1e-6, rtol=1e-5)
 
 
 def test_joint_truncations_of_some_layers_count_the_others_as_they_are(model):
@@ -190,7 +190,7 @@ def test_joint_truncations_of_some_layers_count_the_others_as_they_are(model):
     kernels = conv_kernels(model)
     assert set(replaced) == {"last"}
     squares = {layer: kernel.square().sum().item() for layer, kernel in kernels.items()}
-    lost = (kernels["last"] - replaced["last"]).square().sum().item()
+    lost = (kernels["last"] - dense(replaced["last"])).square().sum().item()
     assert labels["relative_error"] == pytest.approx(math.sqrt(lost / sum(squares.values())), rel=1e-4)
     factors = factorize(kernels["last"], "OUT", math.ceil(len(kernels["last"]) / 2)).num_parameters
     assert labels["parameters"] == factors + sum(kernel.numel() for layer, kernel in kernels.items() if layer != "last")

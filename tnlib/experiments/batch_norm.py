@@ -14,6 +14,7 @@ from torch import nn
 
 from .datasets import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
+from .replacements import dense
 from .truncations import joint_truncations
 
 BATCH = 500  # images whose statistics are averaged
@@ -79,7 +80,7 @@ class Reestimation:
         (about, kernels), = joint_truncations(self.model, cut, "fraction", level)
         truncated = copy.deepcopy(self.model)
         for layer, kernel in kernels.items():
-            truncated.get_submodule(layer).weight.data = kernel
+            truncated.get_submodule(layer).weight.data = dense(kernel)
         pixels = split_arrays(self.dataset, "train")[0][self.images]
         for key in self.keys(cut, level):
             network = truncated if key["statistics"] == "stored" else reestimated(truncated, pixels)

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ..tensors.factors import KernelFactors
 from .convolution import ACTIVATIONS, Convolution
-from .growing import Growing, can_grow
+from .growing import Growing, can_grow, few_terms
 from .replacements import dense
 from .winograd import Scratch
 
@@ -174,28 +174,30 @@ class Network:
 
     def put(self, kernels: dict[str, torch.Tensor | KernelFactors]) -> None:
         """Use these kernels in place of the layers' own, and the layers' own in all others."""
-        kernels = {name: dense(kernel) for name, kernel in kernels.items()}
         for name in self._originals.keys() - kernels.keys():
             self._weight(name).data = self._originals.pop(name)
         for name in self._replaced - kernels.keys():
             self.convolutions[name].put(None)
         self._replaced = kernels.keys() & self.convolutions.keys()
         for name, kernel in kernels.items():
-            if name in self.convolutions:
-                self.convolutions[name].put(kernel)
-            else:
+            layer = self.convolutions.get(name)
+            if layer is None:
                 self._originals.setdefault(name, self._weight(name).data)
-                self._weight(name).data = kernel.to(self._weight(name).device)
+                self._weight(name).data = dense(kernel).to(self._weight(name).device)
+            elif can_grow(layer, kernel) and few_terms(kernel):
+                layer.growing = Growing(layer, [kernel])
+            else:
+                layer.put(dense(kernel))
 
-    def grow(self, run: list[dict]) -> Growing | None:
-        """Use the kernels of one of the `runs` of cells, one with each call of the network; None where that is not faster."""
+    def grow(self, run: list[dict]) -> bool:
+        """Use the kernels of one of the `runs` of cells, one with each call of the network; or False, and do nothing."""
         (name, kernel), *others = run[0].items() or [(None, None)]
         layer = self.convolutions.get(name)
         if others or layer is None or not can_grow(layer, kernel):
-            return None
-        self.put({name: kernel})
-        layer.growing = Growing(layer, [cell[name] for cell in run])
-        return layer.growing
+            return False
+        self.put({})
+        self._replaced, layer.growing = {name}, Growing(layer, [cell[name] for cell in run])
+        return True
 
     def _weight(self, name) -> nn.Parameter:
         return self.graph.get_parameter(f"{self.inside}{name}.weight")

@@ -18,6 +18,7 @@ from .convolution import APPLY, Convolution
 
 # Fewer multiplications for a value of the output take less time than adding it to another. Measured with AVX-512.
 LEAST_MULTIPLICATIONS = 128
+FEW_PARAMETERS = 0.4  # of the kernel's: so many multiplications in two convolutions take as long as all in one
 OUT_OF_PLACE = {"none": torch.clone, "relu": torch.relu, "hardtanh": F.hardtanh}
 
 
@@ -65,10 +66,15 @@ def can_grow(layer: Convolution, kernel) -> bool:
             and math.prod(kernel.shape[1:]) >= LEAST_MULTIPLICATIONS)
 
 
+def few_terms(kernel: GrowingFactors) -> bool:
+    """Whether a truncation alone, without those of lower rank, is convolved faster factor by factor than as a kernel."""
+    return kernel.num_parameters <= FEW_PARAMETERS * math.prod(kernel.shape)
+
+
 class Growing:
     """What `layer` gives with the truncations of a run in place of its kernel, one after another.
 
-    For each image, call `start`, and then the layer once for each truncation.
+    For each image the layer is called once for each truncation; after the last, the next call is with another image.
     """
 
     def __init__(self, layer: Convolution, run: list[GrowingFactors]):
@@ -82,21 +88,17 @@ class Growing:
         self.terms = [(slice(first, end), _Terms(weight[:, first:end], geometry.along(outer.modes), layer.blocked))
                       for first, end in pairwise((0, *run[-1].ranks))]
         self.steps = [len(truncation.ranks) for truncation in run]
-        self.start()
-
-    def start(self) -> None:
-        """What the layer is called with next is another image, for the first truncation of the run."""
-        self._sum, self._inner, self._done, self._left = None, None, 0, iter(self.steps)
+        self._place = 0
 
     def __call__(self, image, other=None):
         """(N, IN, H, W), and (N, OUT, H', W') to be added before the activation → (N, OUT, H', W')."""
-        if self._inner is None:
-            self._inner = self.inner(image)                                                  # [N, rank, …]
-        steps = next(self._left)
-        for part, terms in self.terms[self._done:steps]:
+        if self._place == 0:
+            self._inner, self._sum = self.inner(image), None                                 # [N, rank, …]
+        before, steps = (0, *self.steps)[self._place:self._place + 2]
+        for part, terms in self.terms[before:steps]:
             some = self._inner[:, part].contiguous(memory_format=torch.channels_last)
             self._sum = terms(some, self.layer.bias) if self._sum is None else terms(some, into=self._sum)
-        self._done = steps
+        self._place = (self._place + 1) % len(self.steps)
         if other is not None:
             return APPLY[self.layer.activation](self._sum + other, *self.layer.numbers)
         return OUT_OF_PLACE[self.layer.activation](self._sum, *self.layer.numbers)

@@ -164,8 +164,8 @@ class Worker:
         with torch.inference_mode(), exact_float32():
             batches = self._before((reached, start, len(labels)), preprocess, pixels, labels)
             for run in runs(cells):
-                if (growing := self.network.grow(run)) is not None:
-                    found += self._answers(reached, batches, len(run), growing.start)
+                if self.network.grow(run):
+                    found += self._answers(reached, batches, len(run))
                     continue
                 for kernels in run:
                     self.network.put(kernels)
@@ -173,12 +173,11 @@ class Worker:
         correct, loss = zip(*found)
         return np.stack(correct), np.array(loss)
 
-    def _answers(self, reached, batches, cells=1, start=lambda: None) -> list[tuple[np.ndarray, float]]:
-        """(correct, summed loss) of so many cells, one with each call of the network; `start` is called for each batch."""
+    def _answers(self, reached, batches, cells=1) -> list[tuple[np.ndarray, float]]:
+        """(correct, summed loss) of so many cells, one with each call of the network on a batch."""
         after = self.network.split(reached).after
         correct, loss = [[] for _ in range(cells)], [0.0] * cells
         for values, target in batches:
-            start()
             for k in range(cells):
                 logits = after(*values)
                 correct[k].append((logits.argmax(1) == target).cpu())

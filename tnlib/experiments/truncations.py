@@ -137,7 +137,7 @@ def joint_truncations(model, cuts=CUTS, common="fraction", levels=None, layers=N
                     norms, count = (kernel.double().square().sum().item(), 0.0), kernel.numel()
                 kept, lost, parameters = kept + norms[0], lost + norms[1], parameters + count
             labels = {"cut": cut.name, "common": common, "level": level, **_norms(kept, lost), "parameters": parameters}
-            yield labels, {layer: truncators[layer](rank).to_kernel() for layer, rank in ranks.items()}
+            yield labels, {layer: truncators[layer](rank) for layer, rank in ranks.items()}
 
     return Replacements(every, len(plan), generate)
 
