@@ -33,9 +33,11 @@ class GrowingFactors(CutFactors):
 
     def continues(self, other) -> bool:
         """Whether `other` is this truncation at one of the lower ranks."""
-        rank, steps = getattr(other, "ranks", (0,))[-1], len(getattr(other, "ranks", ()))
-        return (0 < steps < len(self.ranks) and other.ranks == self.ranks[:steps] and other.cut == self.cut
-                and other.shape == self.shape and torch.equal(other.factors[0], self.factors[0][:, :rank])
+        if not isinstance(other, GrowingFactors) or other.cut != self.cut or other.shape != self.shape:
+            return False
+        steps, rank = len(other.ranks), other.ranks[-1]
+        return (steps < len(self.ranks) and other.ranks == self.ranks[:steps]
+                and torch.equal(other.factors[0], self.factors[0][:, :rank])
                 and torch.equal(other.factors[1], self.factors[1][:rank]))
 
 
