@@ -90,7 +90,7 @@ def test_what_is_trained_depends_on_the_device():
     (gpu, long), (cpu, short) = (entry.trained_with("cifar10", device) for device in ("cuda", "cpu"))
     assert gpu == {"stem": "s1"} and cpu == {"stem": "s2"} and short.epochs < long.epochs
     assert entry.trained_with("shapes", "cuda") == entry.trained_with("shapes", "cpu") != (cpu, short)
-    assert not short.tiles, "slower than float32 where a CPU has matrix tiles"
+    assert not short.bfloat16, "slower than float32 where a CPU has matrix tiles"
 
 
 # ---- taps, and batch norm as a gauge -------------------------------------------------------------------------------

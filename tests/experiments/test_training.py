@@ -156,9 +156,9 @@ def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):
 def test_where_training_is_in_bfloat16(device, amx, vectors, with_tiles, without, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
-    pays = [training.bfloat16_pays(Recipe(tiles=tiles), torch.device(device)) for tiles in (True, False)]
+    pays = [training.bfloat16_pays(Recipe(bfloat16=tiles), torch.device(device)) for tiles in (True, False)]
     assert pays == [with_tiles, without]
-    assert ["bfloat16" in training.training_precision(Recipe(tiles=tiles), torch.device(device))
+    assert ["bfloat16" in training.training_precision(Recipe(bfloat16=tiles), torch.device(device))
             for tiles in (True, False)] == pays
 
 

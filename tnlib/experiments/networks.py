@@ -60,7 +60,7 @@ class Recipe:
     """How a network is trained: SGD with Nesterov momentum, one triangle of the learning rate, light augmentation.
 
     `.sides`: to which sides images are shrunk, each for an equal share of the epochs; (): they stay as they are.
-    `.tiles`: whether a CPU with matrix tiles (AMX) trains in bfloat16 autocast; see `training.bfloat16_pays`.
+    `.bfloat16`: whether a CPU with matrix tiles (AMX) trains in bfloat16 autocast; see `training.bfloat16_pays`.
     """
 
     epochs: int = 24
@@ -74,7 +74,7 @@ class Recipe:
     crop_padding: int = 4
     flip: bool = True
     sides: tuple[int, ...] = ()
-    tiles: bool = True
+    bfloat16: bool = True
 
     def side(self, epoch: int, own: int) -> int:
         """The side that images of side `own` have in an epoch, counted from 0."""
@@ -106,7 +106,7 @@ class Network:
 
 
 # Its many small layers are slower with matrix tiles than in float32.
-RESNET = Recipe(epochs=50, peak_lr=0.1, label_smoothing=0.1, tiles=False)
+RESNET = Recipe(epochs=50, peak_lr=0.1, label_smoothing=0.1, bfloat16=False)
 # To fit every image: neither decay nor augmentation nor smoothing.
 MEMORISING = Recipe(epochs=80, peak_lr=0.05, weight_decay=0.0, label_smoothing=0.0, crop_padding=0, flip=False)
 
