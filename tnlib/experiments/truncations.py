@@ -79,7 +79,8 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
     """Each layer alone truncated at each of its distinct cuts and at each of `ranks` below max_rank.
 
     Labels: `layer, cut, rank, max_rank, norm_kept, relative_error, parameters`. One decomposition for all ranks of a
-    (layer, cut), which come in ascending order, as factors: `sweep` grows each from the one before. Raises `ValueError` as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
+    (layer, cut), which come in ascending order, as factors: `sweep` grows each from the one before. Raises `ValueError`
+    as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
     """
     kernels, cuts = chosen_layers(model, layers), chosen_cuts(cuts)
     places = {(layer, cut.name): cut.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()
