@@ -4,41 +4,32 @@ Only what a replacement reaches is computed for it. The values that come before 
 all consecutive cells that reach the same part of the network, and kept. Truncations at one cut, of ascending rank, each
 grow from the one before (see `growing`).
 
-Memory, besides the network's weights (three times: the model, its copy, and as they are laid out for speed, where a
-3×3 kernel can take four times as much): `KEPT_BYTES` of kept values; `BATCH_BYTES` while a batch runs (more where
-`LEAST_BATCH` images need more), and a few times the values of a layer whose truncations grow; `KERNEL_BYTES` of kernels
-where the kept values of all images do not fit, else one cell's or one cut's. With an executor, each worker holds one unit
-of work, and the calling process the kernels of `AHEAD` + 1 groups of cells.
+Memory, besides the network's weights (in the model, and for each worker two copies, one as it is and one laid out for
+speed, where a 3×3 kernel can take four times as much): `KEPT_BYTES` of kept values; for each worker `BATCH_BYTES` while a
+batch runs (more where `LEAST_BATCH` images need more), and a few times the values of a layer whose truncations grow;
+`KERNEL_BYTES` of kernels where the kept values of all images do not fit, else one cell's or one cut's. With an executor,
+each worker holds one unit of work, and the calling process the kernels of `workers.AHEAD` + 1 groups of cells.
 """
 
 import copy
-import dataclasses
 import itertools
-import math
-import pickle
-import threading
-import uuid
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, exact_float32, split_arrays, to_unit_floats
 from .graph import Network, traced
-from .growing import continues, runs
+from .growing import continues
 from .networks import conv_kernels
+from .workers import LEAST_BATCH, Remote, Threads
 
 KEPT_BYTES = 2**30
-BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**30
-LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
 KERNEL_BYTES = 2**28
 UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
-AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
 PROBE_IMAGES = 2
 
 
@@ -74,42 +65,23 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
 
 
 def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress):
-    # As bytes, pickled once: tensors handed over between processes would each hold a file open.
-    network = None if executor is None else pickle.dumps((graph, probe))
-    key, threads, pending = uuid.uuid4().hex, torch.get_num_threads(), deque()
-    if executor is not None:
-        _graphs[key] = copy.deepcopy((graph, probe))
-    worker = Worker(graph, probe)  # which makes the graph its own
-
-    def submit(group):
-        kernels = [cell for _, cell in group.cells]
-        if executor is None:
-            call = lambda *images: _done(worker.evaluate(preprocess, kernels, *images))
-        else:
-            kernels = pickle.dumps([{layer: _own(kernel) for layer, kernel in cell.items()} for cell in kernels])
-            call = lambda *images: executor.submit(_remote_unit, key, network, preprocess, kernels, *images)
-        return [call(start, pixels[start:start + group.images], labels[start:start + group.images])
-                for start in range(0, len(labels), group.images)]
-
-    with tqdm(total=total, unit="cell", disable=not progress) as bar:
-        try:
-            for group in _groups(cells, worker.network, len(labels), executor is not None):
-                pending.append((group, submit(group)))
-                if executor is None or len(pending) > AHEAD:
-                    yield from _collected(*pending.popleft(), bar)
-            while pending:
-                yield from _collected(*pending.popleft(), bar)
-        finally:
-            for _, units in pending:
-                for unit in units:
-                    unit.cancel()
-            _graphs.pop(key, None)
-            torch.set_num_threads(threads)  # a pool of threads shares this process's setting
+    crew = Threads(graph, probe) if executor is None else Remote(graph, probe, executor)
+    pending = deque()
+    with tqdm(total=total, unit="cell", disable=not progress) as bar, crew:
+        for group in _groups(cells, crew.network, len(labels), executor is not None):
+            kernels = [cell for _, cell in group.cells]
+            pending.append((group, [
+                crew.submit(preprocess, kernels, start, pixels[start:start + group.images],
+                            labels[start:start + group.images]) for start in range(0, len(labels), group.images)]))
+            if len(pending) > crew.ahead:
+                yield from _collected(crew, *pending.popleft(), bar)
+        while pending:
+            yield from _collected(crew, *pending.popleft(), bar)
 
 
-def _collected(group, units, bar):
-    """(labels, Evaluation) of each cell of a group from its units, each (correct [cells, images], loss [cells])."""
-    correct, loss = zip(*(unit.result() for unit in units))
+def _collected(crew, group, units, bar):
+    """(labels, Evaluation) of each cell of a group from its units of work."""
+    correct, loss = zip(*crew.results(units))
     correct, loss = np.concatenate(correct, axis=1), np.sum(loss, axis=0)
     for (labels, _), right, total in zip(group.cells, correct, loss):
         bar.update()
@@ -146,90 +118,8 @@ def _groups(cells, network: Network, num_images: int, parallel: bool):
         yield Group(group, images)
 
 
-# ---- one unit of work: some cells on some images -----------------------------------------------------------------
-
-class Worker:
-    """Evaluates units of work; the values kept for the last unit serve the next on the same images."""
-
-    def __init__(self, graph, probe):
-        with torch.no_grad(), exact_float32():
-            self.network = Network(graph, probe)
-        self.device = probe.device
-        self._kept = None, None
-
-    def evaluate(self, preprocess, cells, start, pixels, labels) -> tuple[np.ndarray, np.ndarray]:
-        """Correct (bool, [cells, images]) and summed loss ([cells]) of replacements `cells` that reach the same."""
-        self.network.put({})  # what comes before the replaced layers has kernels of its own
-        reached, found = self.network.reached(cells[0]), []
-        with torch.inference_mode(), exact_float32():
-            batches = self._before((reached, start, len(labels)), preprocess, pixels, labels)
-            for run in runs(cells):
-                if self.network.grow(run):
-                    found += self._answers(reached, batches, len(run))
-                    continue
-                for kernels in run:
-                    self.network.put(kernels)
-                    found += self._answers(reached, batches)
-        correct, loss = zip(*found)
-        return np.stack(correct), np.array(loss)
-
-    def _answers(self, reached, batches, cells=1) -> list[tuple[np.ndarray, float]]:
-        """(correct, summed loss) of so many cells, one with each call of the network on a batch."""
-        after = self.network.split(reached).after
-        correct, loss = [[] for _ in range(cells)], [0.0] * cells
-        for values, target in batches:
-            for k in range(cells):
-                logits = after(*values)
-                correct[k].append((logits.argmax(1) == target).cpu())
-                loss[k] += F.cross_entropy(logits.double(), target, reduction="sum").item()
-        return [(torch.cat(right).numpy(), total) for right, total in zip(correct, loss)]
-
-    def _before(self, key, preprocess, pixels, labels) -> list:
-        """(kept values, labels) of each batch."""
-        if self._kept[0] != key:
-            self._kept = None, None  # freed before the next are computed
-            split = self.network.split(key[0])
-            most, limit = (MOST_BATCH, BATCH_BYTES) if self.device.type == "cpu" else (GPU_MOST_BATCH, GPU_BATCH_BYTES)
-            size = max(LEAST_BATCH, min(most, limit // max(1, split.peak_bytes)))
-            size = math.ceil(len(labels) / math.ceil(len(labels) / size))  # all but alike: weights are laid out for one
-            batches = []
-            for first in range(0, len(labels), size):
-                image = preprocess(torch.from_numpy(pixels[first:first + size]).to(self.device)).to(self.device)
-                target = torch.from_numpy(labels[first:first + size]).to(self.device)
-                batches.append((split.before(image), target))
-            self._kept = key, batches
-        return self._kept[1]
-
-
 def _tensors(kernel) -> tuple[torch.Tensor, ...]:
     return kernel.factors if isinstance(kernel, KernelFactors) else (kernel,)
-
-
-def _own(kernel):
-    """A kernel or its factors on the CPU, without what else their memory holds: all of it would be pickled."""
-    if isinstance(kernel, KernelFactors):
-        return dataclasses.replace(kernel, factors=tuple(factor.cpu().clone() for factor in kernel.factors))
-    return kernel.cpu()
-
-
-def _done(result) -> Future:
-    future = Future()
-    future.set_result(result)
-    return future
-
-
-# Of the sweeps under way, for workers that are threads of this process: unpickling a graph traces it anew, and while one
-# thread traces, torch takes the calls of modules in all others for part of it.
-_graphs: dict = {}
-_mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
-
-
-def _remote_unit(key, network, preprocess, cells, *images):
-    torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
-    if getattr(_mine, "key", None) != key:
-        _mine.worker = Worker(*(copy.deepcopy(_graphs[key]) if key in _graphs else pickle.loads(network)))
-        _mine.key = key
-    return _mine.worker.evaluate(preprocess, pickle.loads(cells), *images)
 
 
 # ---- what is asked for, checked ----------------------------------------------------------------------------------
