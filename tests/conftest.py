@@ -11,6 +11,7 @@ from hypothesis import settings
 settings.register_profile("tnlib", deadline=None, derandomize=True, max_examples=30, database=None)
 settings.load_profile("tnlib")
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other, and tests run several at once
+os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start
 
 CI = bool(os.environ.get("CI"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tnlib import Dataset, evaluate, load_model
+from tnlib import Dataset, conv_kernels, evaluate, load_model, sweep
 from tnlib.experiments.replacements import dense
 from tnlib.experiments.torchvision_compat import import_torchvision
 
@@ -123,3 +123,23 @@ def swapped(model, dataset, kernels):
         for layer, kernel in kernels.items():
             copied.get_submodule(layer).weight.copy_(dense(kernel))
     return evaluate(copied, dataset)
+
+
+def run(model, dataset, replacements, *arguments, **options):
+    return list(sweep(model, dataset, replacements, *arguments, progress=False, **options))
+
+
+def cells_of(model, most=6):
+    """The baseline, some layers alone twice each, and the first three at once."""
+    kernels = conv_kernels(model)
+    chosen = list(kernels)[::max(1, len(kernels) // most)]
+    cells = [({"cell": "untruncated"}, {})]
+    cells += [({"cell": layer, "size": size}, {layer: noisy(kernels[layer], size)})
+              for layer in chosen for size in (0.5, 1.5)]
+    return cells + [({"cell": "three"}, {layer: noisy(kernels[layer]) for layer in chosen[:3]})]
+
+
+def vanilla_cells(count=5):
+    model, dataset = model_and_data("vanilla")
+    kernel = conv_kernels(model)["conv3"]
+    return model, dataset, [({"k": k}, {"conv3": noisy(kernel, seed=k)}) for k in range(count)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from tests.experiments.sweep_cases import model_and_data, swapped
+from tests.experiments.sweep_cases import model_and_data, run, swapped
 from tnlib import conv_kernels, factorize, sweep, truncate
 from tnlib.experiments import growing
 from tnlib.experiments.convolution import Convolution
@@ -32,10 +32,6 @@ def grown(monkeypatch):
     monkeypatch.setattr(Growing, "__init__", lambda self, layer, run: made.append(len(run)) or init(self, layer, run))
     monkeypatch.setattr(growing, "LEAST_MULTIPLICATIONS", 30)
     return made
-
-
-def run(model, dataset, cells, **options):
-    return list(sweep(model, dataset, cells, progress=False, **options))
 
 
 # ---- exactness ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""Workers of a sweep, in this process and in executors: the same rows, the threads that they take, and how they end."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from tests.experiments.sweep_cases import cells_of, model_and_data, noisy, run, vanilla_cells
+from tnlib import conv_kernels, sweep
+from tnlib.experiments import sweep as sweep_module
+from tnlib.experiments import workers as workers_module
+from tnlib.experiments.truncations import cut_truncations
+
+
+# ---- executors ---------------------------------------------------------------------------------------------------
+
+def dask():
+    from distributed import Client
+    client = Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    executor = client.get_executor()
+    executor.close = client.close
+    return executor
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(2), lambda: ProcessPoolExecutor(2), dask],
+                         ids=["threads", "processes", "dask"])
+def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
+    monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
+    model, dataset = model_and_data("vanilla")
+    cells = cells_of(model)
+    executor = make()
+    try:
+        found = run(model, dataset, iter(cells), executor)
+    finally:
+        getattr(executor, "close", executor.shutdown)()
+    for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells), strict=True):
+        assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_workers_use_one_thread_and_this_process_gets_its_own_back():
+    model, dataset, cells = vanilla_cells(2)
+    seen = []
+
+    def preprocess(batch):
+        seen.append(torch.get_num_threads())
+        return batch.permute(0, 3, 1, 2) / 255
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            run(model, dataset, cells, executor, preprocess=preprocess)
+        assert seen[-1] == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_error_in_a_worker_arrives():
+    model, dataset, cells = vanilla_cells(2)
+    seen = itertools.count()
+
+    def failing(batch):
+        if next(seen):
+            raise OSError("no more images")
+        return batch.permute(0, 3, 1, 2) / 255
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(OSError, match="no more images"):
+        run(model, dataset, cells, executor, preprocess=failing)
+
+
+# ---- threads of this process -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def three_threads():
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+@pytest.mark.parametrize("name", ["vanilla", "grouped", "written"])
+@pytest.mark.filterwarnings("ignore:.*cannot be traced")
+def test_each_thread_takes_a_share_of_the_images(name, most, monkeypatch):
+    monkeypatch.setattr(workers_module, "MOST_WORKERS", most)
+    model, dataset = model_and_data(name)
+    layer, kernel = list(conv_kernels(model).items())[-1]
+    cells = [*cells_of(model), *cut_truncations(model, layer, ["OUT"]), ({"cell": "noisy"}, {layer: noisy(kernel)})]
+    alone, seen = run(model, dataset, cells), set()
+
+    def preprocess(batch):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return batch.permute(0, 3, 1, 2) / 255
+
+    torch.set_num_threads(3)
+    try:
+        for (labels, evaluation), (same, expected) in zip(run(model, dataset, cells, preprocess=preprocess), alone, strict=True):
+            assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+            assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+        mine = {(threading.get_ident(), 3)}  # the images on which the model is looked at first
+        assert len(seen - mine) == min(most, 3) and {threads for _, threads in seen - mine} == {3 // min(most, 3)}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_between_two_cells_this_process_has_its_threads(three_threads):
+    model, dataset, cells = vanilla_cells(3)
+    for _ in sweep(model, dataset, cells, progress=False):
+        assert torch.get_num_threads() == 3
+
+
+def test_fewer_images_than_threads(three_threads):
+    model, dataset, cells = vanilla_cells(2)
+    assert [len(found.correct) for _, found in run(model, dataset, cells, images=[3, 1])] == [2, 2]
+
+
+@pytest.mark.parametrize("happens, error", [(lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt),
+                                            (lambda: [][0], IndexError)], ids=["interrupt", "error"])
+def test_threads_end_with_the_sweep(happens, error, three_threads):
+    model, dataset, cells = vanilla_cells(2)
+    seen, before = itertools.count(), threading.active_count()
+
+    def preprocess(batch):
+        if next(seen) == 2:
+            happens()
+        return batch.permute(0, 3, 1, 2) / 255
+
+    with pytest.raises(error):
+        run(model, dataset, cells * 50, preprocess=preprocess)
+    deadline = time.monotonic() + 20  # a thread that was being started when the interrupt came is not waited for
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before and torch.get_num_threads() == 3
+
+
+def test_threads_end_with_a_sweep_that_is_left(three_threads):
+    model, dataset, cells = vanilla_cells(2)
+    before = threading.active_count()
+    rows = sweep(model, dataset, cells, progress=False)
+    next(rows)
+    assert threading.active_count() > before
+    rows.close()
+    assert threading.active_count() == before
