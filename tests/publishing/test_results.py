@@ -1,6 +1,8 @@
 """Results by name, of one data set or of several."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -76,3 +78,22 @@ def test_the_profile_full_measures_every_network_anew_and_reads_nothing_publishe
     assert asked == [("shrink", "vanilla", "cifar10", seed) for seed in seeds]
     assert len(found) == len(seeds) * len(read_table(published))
     assert {path.parent for path in results.section.read["shrink"]} == {tmp_path / "results"}
+
+
+def test_of_two_pages_that_need_one_table_one_measures_it(monkeypatch, tmp_path):
+    asked, published = [], find_table("shrink", "vanilla", "cifar10", 0)
+    path = tmp_path / "results" / "shrink-vanilla-shapes-s0.csv"
+
+    def slowly(experiment, model, dataset, seed, progress):
+        asked.append(seed)
+        time.sleep(0.3)
+        for suffix in (".csv", ".json"):
+            shutil.copy(published.with_suffix(suffix), path.with_suffix(suffix))
+        return path
+
+    monkeypatch.setattr(results, "measure_table", slowly)
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(results, "find_table", lambda *_: path if path.is_file() else None)
+    with ThreadPoolExecutor(2) as pages:
+        first, second = pages.map(lambda _: results._measured("shrink", "vanilla", "shapes"), range(2))
+    assert asked == [0] and first.equals(second) and len(first) == len(read_table(published))

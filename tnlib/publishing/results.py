@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.catalogue import QUICK_EVALUATED
@@ -17,7 +18,7 @@ from ..experiments.networks import conv_kernels
 from ..experiments.retraining import TRAIN_IMAGES, restart
 from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
-from ..experiments.weights import find_weights, initial_model, load_model, read_card, trained_seeds
+from ..experiments.weights import find_weights, initial_model, load_model, read_card, stem, trained_seeds
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
 from .section import OUTPUT_VARIABLE, section
@@ -65,10 +66,18 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     if not tables and not measure:
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
-    shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
     if anew or not tables:
-        tables = [measure_table(experiment, model, dataset, seed, progress=shown) for seed in (seeds if anew else seeds[:1])]
+        tables = [_measured_once(experiment, model, dataset, seed, anew) for seed in (seeds if anew else seeds[:1])]
     return pd.concat(map(read, tables), ignore_index=True)
+
+
+def _measured_once(experiment, model, dataset, seed, anew) -> Path:
+    """Measure a network, or wait while another page does."""
+    (RUNS / "results").mkdir(parents=True, exist_ok=True)
+    with FileLock(RUNS / "results" / f"{experiment}-{stem(model, dataset, seed)}.lock"):
+        shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
+        there = None if anew else _table(experiment, model, dataset, seed)
+        return there or measure_table(experiment, model, dataset, seed, progress=shown)
 
 
 def _table(experiment, model, dataset, seed) -> Path | None:
