@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tnlib.experiments import catalogue, measurements, store, weights
+from tnlib.experiments import catalogue, datasets, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.replacements import dense
@@ -154,6 +154,15 @@ def test_altered_results_are_refused(small):
             reader(path)
         altered.write_bytes(content)
         reader(path)
+
+
+def test_for_trying_fewer_images_are_evaluated():
+    shapes = datasets.load_dataset("shapes")
+    subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
+    entry = catalogue.EXPERIMENTS["truncation"].on(subject)
+    assert np.array_equal(entry.chosen_images(shapes, "test"), shapes.subset(1000))
+    assert entry.chosen_images(shapes, "validation") is None, "there are 800"
+    assert catalogue.EXPERIMENTS["controls"].on(subject).images == 1000
 
 
 def test_an_unknown_experiment_names_what_there_is():

@@ -21,7 +21,7 @@ from .strengths import CASES, Case
 from .truncations import cut_truncations, joint_truncations
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
-QUICK_TRAIN_IMAGES = 500  # on the data set for trying
+QUICK_IMAGES, QUICK_TRAIN_IMAGES = 1000, 500  # on the data set for trying
 QUICK_EVALUATED = 1000  # training images there on which re-trained networks are evaluated
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
@@ -97,10 +97,13 @@ class Experiment:
     runs: Callable[[Subject], Retraining | Paths | Reestimation] | None = None
 
     def on(self, subject: Subject) -> "Experiment":
-        """This experiment as it is made on `subject`: in a reduced form on the first split only, and fewer images."""
-        if not subject.reduced or self.runs:
+        """This experiment as it is made on `subject`: in a reduced form on the first split only; there and for trying on
+        fewer images."""
+        if self.runs:
             return self
-        return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
+        if subject.reduced:
+            return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
+        return replace(self, images=min(self.images or QUICK_IMAGES, QUICK_IMAGES)) if subject.quick else self
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
