@@ -39,6 +39,14 @@ def read_claims() -> dict:
     return claims | {"claims": {claim["id"]: claim for claim in claims["claims"]}}
 
 
+def least_accuracy(model: str, dataset: str, claims: dict | None = None) -> float:
+    """What a network must reach on the test images for a verdict, a fraction; 0 where nothing is asked.
+
+    `claims`: as `read_claims` gives them, which is where they are taken from if None.
+    """
+    return (claims or read_claims())["verdicts"]["least_accuracy"].get(model, {}).get(dataset, 0)
+
+
 def read_amendments() -> list[dict]:
     """The dated amendments to the claims: `date, claim, change, reason` each."""
     return yaml.safe_load(AMENDMENTS.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from ..experiments.strengths import CASES
 from ..experiments.tables import read_table
 from ..experiments.weights import published_networks, read_card
 from ..tensors.cuts import CUTS
-from .claims import read_claims
+from .claims import least_accuracy
 from .gallery import gallery
 from .parameters import Types
 from .running import Job, outdated
@@ -75,7 +75,7 @@ def _takes(schema: dict) -> str:
 
 def trained(jobs: list[Job]) -> str:
     """Every published network, by architecture and data set, from the cards of its weights."""
-    least, groups = read_claims()["verdicts"]["least_accuracy"], {}
+    groups = {}
     for card in published_networks():
         recipe = card["recipe"]
         shape = {name: value for name, value in card["architecture"].items() if name not in ("classes", "image_size")}
@@ -84,8 +84,7 @@ def trained(jobs: list[Job]) -> str:
         groups.setdefault(alike, []).append(card)
     rows = []
     for (model, dataset, shape, parameters, epochs, images, decay), cards in groups.items():
-        asked = least.get(model, {}).get(dataset, 0)
-        reduced = min(card["test_accuracy"] for card in cards) < asked
+        reduced = min(card["test_accuracy"] for card in cards) < least_accuracy(model, dataset)
         rows.append({"network": model, "data set": dataset, "architecture": shape, "parameters": f"{parameters:,}",
                      "epochs": epochs, "images": f"{images:,}", "decay": f"{decay:g}", "seeds": ", ".join(str(card["seed"]) for card in cards),
                      "test, %": _percent(card["test_accuracy"] for card in cards) + " *reduced*" * reduced,

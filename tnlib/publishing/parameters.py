@@ -55,7 +55,8 @@ Types = {"Profile": Profile, "ModelName": ModelName, "DatasetName": DatasetName,
 # What a profile changes in every notebook that has the parameter. `published` is what the notebooks' cells say.
 PROFILES: dict[str, dict[str, Any]] = {
     "published": {},
-    "shapes": {"profile": "shapes", "dataset": "shapes", "compare": "shapes", "case": "OUT,KW at 0.5"},
+    "shapes": {"profile": "shapes", "dataset": "shapes", "compare": "shapes", "case": "OUT,KW at 0.5",
+               "deep": "vanilla"},
     "full": {"profile": "full"},
 }
 

@@ -12,7 +12,7 @@ from ..experiments.statistics import Interval, percentile_interval
 from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_in_blocks, deeper_layers, deficit_in,
                           harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
-                     number_text, overall, read_claims, reason_of, worst)
+                     least_accuracy, number_text, overall, read_claims, reason_of, worst)
 from .evidence import Pair
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
@@ -146,7 +146,7 @@ def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str 
 
 def settled(claims: dict, pair: Pair, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
     """The verdicts of `judge` on all claims, by id, after the check of the pair's accuracy and Holm's correction."""
-    least = claims["verdicts"]["least_accuracy"].get(pair.model, {}).get(pair.dataset, 0)
+    least = least_accuracy(pair.model, pair.dataset, claims)
     if pair.accuracies and (low := min(pair.accuracies.values())) < least:
         reason = f"a network answers {100 * low:.1f} % right, below the {100 * least:g} % that a verdict takes"
         return {id: dataclasses.replace(verdict, verdict=NOT_TESTED, reason=reason, missing=())
