@@ -1,5 +1,8 @@
 """Accuracy and loss against torch one image after another; nothing about the model or the batches leaks into them."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +150,21 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_threads_that_overlap_leave_the_settings_as_they_were(tf32):
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with exact_float32():
+            entered.set()
+            left.wait()
+            return torch.backends.cuda.matmul.allow_tf32
+
+    with ThreadPoolExecutor(1) as pool:
+        with exact_float32():
+            inside = pool.submit(other)
+            entered.wait()
+        left.set()
+        assert inside.result() is False
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32

@@ -1,5 +1,6 @@
 """Top-1 accuracy and loss of a network over a data set's images, in float32."""
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,14 +34,31 @@ def default_device() -> torch.device:
 @contextmanager
 def exact_float32():
     """Neither TF32 nor autocast: what is published is float32."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), \
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), _without_tf32:
+        yield
+
+
+class _WithoutTF32:
+    """A setting of the whole process: the first of its threads to enter takes note of it, the last to leave restores it."""
+
+    def __init__(self):
+        self._lock, self._inside, self._before = threading.Lock(), 0, ()
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            self._inside += 1
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+
+
+_without_tf32 = _WithoutTF32()
 
 
 def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
