@@ -35,14 +35,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Several workers: one of them takes all tests of the book, which share one book that is executed once."""
+    """Several workers: one of them takes all tests of a file about the book, for they share a page or a browser."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class BookTogether(LoadScopeScheduling):
+    class BookByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "tests/book" if nodeid.startswith("tests/book/") else nodeid
+            return nodeid.split("::")[0] if nodeid.startswith("tests/book/") else nodeid
 
-    return BookTogether(config, log)
+    return BookByFile(config, log)
 
 
 @pytest.hookimpl(trylast=True)

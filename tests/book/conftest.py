@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
 from tnlib.publishing.running import Job, run, section_values, sections
@@ -13,23 +14,30 @@ from ..conftest import CHROMIUM
 
 
 @pytest.fixture(scope="session")
-def shapes_jobs(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder of this run of the tests, the same in all of its processes: what one has built there, the others find."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def shapes_jobs(shared):
     """Every section of the book, executed with the `shapes` profile: name → job."""
-    folder = tmp_path_factory.mktemp("shapes")
-    jobs = {name: Job(section, section_values(section, "shapes", {}), folder / name)
+    jobs = {name: Job(section, section_values(section, "shapes", {}), shared / "shapes" / name)
             for name, section in sections().items()}
-    run(list(jobs.values()))
+    with FileLock(shared / "shapes.lock"):
+        run(list(jobs.values()))  # but what another process has run already
     return jobs
 
 
 @pytest.fixture(scope="session")
-def stage(request, tmp_path_factory):
+def stage(request, shared):
     """What the pages are rendered from: the book that TNLIB_SITE names, else the book of the `shapes` profile."""
     if os.environ.get("TNLIB_SITE"):
         return Path(os.environ["TNLIB_SITE"]).parent / "stage"
-    jobs = request.getfixturevalue("shapes_jobs")
-    stage = tmp_path_factory.mktemp("site") / "stage"
-    stage_book(list(jobs.values()), stage)
+    jobs, stage = request.getfixturevalue("shapes_jobs"), shared / "site" / "stage"
+    with FileLock(shared / "stage.lock"):
+        stage_book(list(jobs.values()), stage)  # what is there already is left as it is
     return stage
 
 
@@ -38,7 +46,8 @@ def site(stage):
     """The folder of the rendered pages."""
     if os.environ.get("TNLIB_SITE"):
         return Path(os.environ["TNLIB_SITE"])
-    return render(stage, stage.parent).parent
+    with FileLock(stage.parent.parent / "render.lock"):
+        return render(stage, stage.parent).parent
 
 
 @pytest.fixture(scope="session")
