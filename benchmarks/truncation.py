@@ -1,9 +1,11 @@
 """Truncation sweeps and spectra against what one would write without this library, as ratios within one run.
 
-The cells are those of `tnlib measure truncation`, with every rank of its grid. The plain way is an SVD for each cell,
-the weight swapped in, and the whole eval-mode model run in inference mode, on batches of a thousand images as
-`tnlib.evaluate` takes them (`--batch` for others; the sweep chooses its own). Both ways run in turn, layer by layer, in
-the same process with the same threads, and must count the same correct images (but for ties). Prints the ratios of wall time, the peak memory, and the share of the sweep's time inside convolutions.
+The networks are published ones, on drawn images, and the cells those of `tnlib measure truncation`, with every rank
+of its grid; of ResNet-50 every eighth layer and two cuts. The plain way is an SVD for each cell, the weight swapped
+in, and the whole eval-mode model run in inference mode, on batches of a thousand images as `tnlib.evaluate` takes
+them (`--batch` for others; the sweep chooses its own). Both ways run in turn, layer by layer, in the same process
+with the same threads, and must count the same correct images (but for ties). Prints the ratios of wall time, the peak
+memory, and the share of the sweep's time inside convolutions.
 
     python benchmarks/truncation.py [--images 2000] [--threads 2] [--batch 1000] [--cpu-time]
 """
@@ -14,31 +16,15 @@ import time
 
 import numpy as np
 import torch
-from torch import nn
 
 import tnlib
-from tnlib.experiments.evaluation import to_unit_floats
-from tnlib.experiments.torchvision_compat import import_torchvision
+from tnlib.experiments.convolution import Convolution
 from tnlib.experiments.truncations import cut_truncations
+from tnlib.experiments.workers import MOST_WORKERS
 from tnlib.tensors.cuts import distinct_cuts
 
 TARGETS = {"vanilla": 5.0, "resnet50": 2.5, "spectra": 4.0}
 TIES = 2 / 10_000
-
-
-def resnet50(dataset):
-    """torchvision's, with a 3×3 stem of stride 2 and no max-pool; batch norm has the statistics of some images."""
-    torch.manual_seed(0)
-    model = import_torchvision().models.resnet50(num_classes=10)
-    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.Identity()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    batch = to_unit_floats(torch.from_numpy(dataset.test_images[dataset.subset(200)]))
-    with torch.no_grad():
-        model.train()(batch)
-        model.eval().fc.bias -= model(batch).mean(0)  # an untrained network says one class of everything
-    return model
 
 
 def plain_truncation(kernel, cut, rank):
@@ -87,17 +73,26 @@ def compare_sweeps(name, model, dataset, layers, images, cuts, batch_size, clock
     print(f"{name}: {plain / ours:.2f}× ({cells} cells, {images} images; target {TARGETS[name]}×)", flush=True)
 
 
-def share_of_convolutions(model, dataset, images):
-    """The share of a sweep's time inside convolutions, by torch's profiler, for the first layer: the whole network."""
+def share_of_convolutions(model, dataset, images, threads):
+    """The share of a sweep's time inside convolutions (with what is fused with them), where the whole network runs."""
     layer, kernel = next(iter(tnlib.conv_kernels(model).items()))
     cells = [({}, {layer: kernel * scale}) for scale in (0.9, 0.8, 0.7)]
+    inside, forward = [], Convolution.forward
+
+    def timed(*arguments):
+        begun = time.perf_counter()
+        output = forward(*arguments)
+        inside.append(time.perf_counter() - begun)
+        return output
+
     results = tnlib.sweep(model, dataset, cells, images=dataset.subset(images), progress=False)
     next(results)
-    with torch.profiler.profile() as profile:
+    begun, Convolution.forward = time.perf_counter(), timed
+    try:
         list(results)
-    events = profile.key_averages()
-    inside = sum(event.self_cpu_time_total for event in events if "convolution" in event.key or "conv2d" in event.key)
-    return inside / sum(event.self_cpu_time_total for event in events)
+    finally:
+        Convolution.forward = forward
+    return sum(inside) / (time.perf_counter() - begun) / min(threads, MOST_WORKERS)
 
 
 def compare_spectra(model, clock):
@@ -135,14 +130,14 @@ def main():
     vanilla = tnlib.load_model("vanilla", "shapes")
     compare_sweeps("vanilla", vanilla, dataset, tnlib.conv_kernels(vanilla), arguments.images, tnlib.CUTS,
                    arguments.batch, clock)
-    print(f"  inside convolutions: {share_of_convolutions(vanilla, dataset, arguments.images):.0%}; "
+    print(f"  inside convolutions: {share_of_convolutions(vanilla, dataset, arguments.images, arguments.threads):.0%}; "
           f"peak memory so far {peak_memory():.1f} GiB", flush=True)
 
-    deep = resnet50(dataset)
+    deep = tnlib.load_model("resnet50", "cifar10")
     layers = list(tnlib.conv_kernels(deep))[::8]  # seven layers, evenly across the depth
     images = max(1, arguments.images // 5)
     compare_sweeps("resnet50", deep, dataset, layers, images, ["OUT", "OUT,KW"], arguments.batch, clock)
-    print(f"  inside convolutions: {share_of_convolutions(deep, dataset, images):.0%}; "
+    print(f"  inside convolutions: {share_of_convolutions(deep, dataset, images, arguments.threads):.0%}; "
           f"peak memory so far {peak_memory():.1f} GiB", flush=True)
     compare_spectra(deep, clock)
 

@@ -6,9 +6,11 @@
 
 from .experiments.drops import barrier, counts, harmless, harmless_error_ratios, one_points, score_interval
 from .experiments.gauges import gauged_errors
+from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, informative, kendall, kendall_difference, percentile_interval,
                                      student_interval)
 from .experiments.strengths import CASES
+from .publishing.claims import least_accuracy
 from .publishing.depth import depth_axis, panel_layers, stage
 from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, table, value
@@ -20,8 +22,8 @@ from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "stage", "CASES", "CUT_STYLES", "ONE_COLUMN", "TWO_COLUMNS",
-           "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
+           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "CASES", "CUT_STYLES", "ONE_COLUMN",
+           "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative",
            "kendall", "kendall_difference", "one_points", "percentile_interval", "score_interval", "student_interval",
            "CaseName", "Count", "CutName", "DatasetName", "LayerName", "ModelName", "Profile", "Rank", "Ranks", "Seed",

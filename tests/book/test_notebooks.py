@@ -15,7 +15,7 @@ import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.tables import find_table, read_table
-from tnlib.experiments.networks import NETWORKS
+from tnlib.experiments.networks import NETWORKS, Recipe
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing.building import glued_values
 from tnlib.publishing.section import OUTPUT_VARIABLE
@@ -85,6 +85,21 @@ def test_the_spectra_are_those_of_the_weights(shapes_jobs):
     assert row["rank 90 %"] == 1 + (np.sqrt(weights.cumsum()) < 0.90).sum()
     assert row["rank 99 %"] == 1 + (np.sqrt(weights.cumsum()) < 0.99).sum()
     assert 0.5 * 192 < row["effective rank, Gauss"] < 192
+
+
+def test_the_deep_network_has_every_kernel_at_every_cut(shapes_jobs):
+    """Here it is the page's own network, so that the figure over depth has the same deficits, from other random kernels."""
+    folder = shapes_jobs["spectra"].folder / "figures"
+    deep, known = pd.read_csv(folder / "spectra-deep.csv"), pd.read_csv(folder / "spectra-depth.csv")
+    both = deep.merge(known, on=["gauge", "layer", "cut", "depth"])
+    assert len(both) == len(deep) == len(known) == 2 * 4 * 7
+    assert np.allclose(both.deficit_share, both["mean"], atol=0.01)
+
+    values = {name: float(text) for name, text in glued_values(shapes_jobs["spectra"].executed).items() if name in ("taps-met", "taps-seen")}
+    kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))["conv4"].double().numpy()
+    meets = np.array([3, 4, 3]) / 4  # of four positions in a row, in how many a tap of the window lies on the picture
+    share = (kernel ** 2 * np.outer(meets, meets)).sum() / (kernel ** 2).sum()
+    assert values == pytest.approx({"taps-seen": 100, "taps-met": 100 * share}, rel=1e-3)
 
 
 def test_the_gauges_of_the_figure_differ_and_training_leaves_a_deficit(shapes_jobs):
@@ -254,6 +269,18 @@ def test_plain_papermill_from_any_folder(tmp_path, words, status, message):
     command = [sys.executable, "-m", "papermill", str(sections()["spectra"].path), "out.ipynb", *words, "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status and message in done.stderr
+
+
+def test_the_page_on_networks_states_how_resnet50_was_trained():
+    text = " ".join((ROOT / "book" / "trained_networks.md").read_text(encoding="utf-8").split())
+    cards = [card for card in published_networks() if card["model"] == "resnet50"]
+    assert cards and f"trains it for {NETWORKS['resnet50'].recipe.epochs} epochs, with a first layer of stride 1" in text
+    for card in cards:
+        recipe = Recipe(**card["recipe"] | {"sides": tuple(card["recipe"]["sides"])})
+        sides = [recipe.side(epoch, 32) for epoch in range(recipe.epochs)]
+        assert sides.count(32) == 2 and sides[-2:] == [32, 32] and card["architecture"]["stem"] == "s2"
+        assert (f"stride 2 (`stem` s2), and it was trained for {recipe.epochs} epochs, on images shrunk to "
+                f"{sides[0]}×{sides[0]} pixels in all but the last two") in text
 
 
 def test_the_front_page_states_the_numbers_of_the_code():
