@@ -207,14 +207,14 @@ def test_published_cards_say_how_the_weights_came_about(name):
 @pytest.mark.cifar
 @pytest.mark.parametrize("dataset", sorted({name.split("-")[1] for name in NAMES} & CIFAR.keys()))
 def test_published_accuracy_is_that_of_the_weights(dataset):
-    """On 1,000 images, to within four standard errors."""
+    """On 500 images, to within four standard errors."""
     images = load_dataset(dataset)
-    chosen = images.subset(1000, seed=0)
+    chosen = images.subset(500, seed=0)
     some = Dataset(images.test_images[chosen], images.test_labels[chosen])
     for card in (card for card in published_networks() if card["dataset"] == dataset):
         found = evaluate(load_model(card["model"], dataset, card["seed"]), some).accuracy
         expected = card["test_accuracy"]
-        assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 1000)), card["file"]
+        assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 500)), card["file"]
 
 
 @pytest.mark.parametrize("card", [card for card in published_networks() if "initial_entropy" in card], ids=lambda card: card["file"])

@@ -21,7 +21,7 @@ from .strengths import CASES, Case
 from .truncations import cut_truncations, joint_truncations
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
-QUICK_IMAGES, QUICK_TRAIN_IMAGES = 1000, 500  # on the data set for trying
+QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
 QUICK_EVALUATED = 1000  # training images there on which re-trained networks are evaluated
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
@@ -118,9 +118,10 @@ class Experiment:
 
     def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
         """Indices of the images of a split that are evaluated; None: all."""
-        if self.images is None or len(split_arrays(dataset, split)[1]) <= self.images:
+        labels = split_arrays(dataset, split)[1]
+        if self.images is None or len(labels) <= self.images:
             return None
-        return dataset.subset(self.images)
+        return dataset.subset(self.images) if split == "test" else balanced_sample(labels, self.images, 0)
 
 
 def on_default_device(model: torch.nn.Module) -> torch.nn.Module:

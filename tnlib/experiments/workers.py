@@ -97,7 +97,7 @@ class Threads:
         count = min(self.threads, MOST_WORKERS) if probe.device.type == "cpu" else 1
         copies = [copy.deepcopy(graph) for _ in range(count - 1)]
         self.workers = [Worker(own, probe) for own in (graph, *copies)]
-        self.pools = [ThreadPoolExecutor(1) for _ in self.workers]
+        self.pools = [ThreadPoolExecutor(1, thread_name_prefix="sweep") for _ in self.workers]
         self.network = self.workers[0].network
 
     def submit(self, preprocess, cells, start, pixels, labels) -> list:
