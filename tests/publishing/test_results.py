@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tnlib.experiments.networks import NETWORKS, network
+from tnlib.experiments.store import StoreError
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.weights import find_weights, read_card, trained_seeds
 from tnlib.publishing import results
@@ -97,3 +98,10 @@ def test_of_two_pages_that_need_one_table_one_measures_it(monkeypatch, tmp_path)
     with ThreadPoolExecutor(2) as pages:
         first, second = pages.map(lambda _: results._measured("shrink", "vanilla", "shapes"), range(2))
     assert asked == [0] and first.equals(second) and len(first) == len(read_table(published))
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "results").write_text("not a folder")
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    with pytest.raises(StoreError, match=f"results cannot be kept in {tmp_path}/results: .*File exists"):
+        results._measured("shrink", "vanilla", "shapes")

@@ -11,7 +11,7 @@ import torch
 from .batch_norm import Reestimation
 from .controls import controls, in_gauges, matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
-from .datasets import Dataset, balanced_sample
+from .datasets import Dataset, balanced_indices, balanced_sample
 from .evaluation import default_device, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .networks import conv_kernels
@@ -118,10 +118,9 @@ class Experiment:
 
     def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
         """Indices of the images of a split that are evaluated; None: all."""
-        labels = split_arrays(dataset, split)[1]
-        if self.images is None or len(labels) <= self.images:
+        if self.images is None or len(split_arrays(dataset, split)[1]) <= self.images:
             return None
-        return dataset.subset(self.images) if split == "test" else balanced_sample(labels, self.images, 0)
+        return balanced_indices(dataset, split, self.images)
 
 
 def on_default_device(model: torch.nn.Module) -> torch.nn.Module:

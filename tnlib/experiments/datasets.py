@@ -121,6 +121,11 @@ class Dataset:
         return digest.hexdigest()
 
 
+def balanced_indices(dataset: Dataset, split: str, n: int) -> np.ndarray:
+    """Indices of `n` class-balanced images of a split, sorted; of the test images as `Dataset.subset` draws them."""
+    return dataset.subset(n) if split == "test" else balanced_sample(getattr(dataset, f"{split}_labels"), n, 0)
+
+
 def balanced_sample(labels, n: int, seed: int, without=(), at_least=0) -> np.ndarray:
     """Sorted indices of `n` entries of `labels`, each class equally often (to within one), none of `without`.
 

@@ -46,8 +46,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                 "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
     if dataset.name == "shapes":
-        # Fewer cells than elsewhere, and fewer images, also behind the data-aware error.
-        identity["quick"] = {"images": entry.images} if entry.images else True
+        # Fewer cells than elsewhere, and fewer images (None: all), also behind the data-aware error.
+        identity["quick"] = {"images": entry.images}
     if subject.reduced and not entry.runs:
         identity["reduced"] = True  # fewer cells than on a machine with a GPU, and fewer images
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)

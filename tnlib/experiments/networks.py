@@ -125,7 +125,7 @@ NETWORKS = {
                                        shuffled=True),
     # 50 epochs are minutes on a GPU, and on two cores of a CPU two days: there it is another network, trained for less.
     # In so few steps a kernel leaves the noise that it began as only at a higher rate and decay: of where it began,
-    # exp(−Σ rate · decay / (1 − momentum)) is left, 2 % at these and 40 % at the GPU's. At a rate of 0.5 and a decay of
+    # exp(−Σ rate · decay / (1 − momentum)) is left, 2 % at these and 38 % at the GPU's. At a rate of 0.5 and a decay of
     # 2e-3, 38 % of CIFAR-10's held-out images were right after seven epochs of ten: too high.
     "resnet50": Network(_resnet50, {"stem": "s1"}, RESNET, half=True, smaller={
         "cpu": ({"stem": "s2"}, replace(RESNET, epochs=10, peak_lr=0.2, weight_decay=1e-3, sides=(24, 24, 24, 24, 32))),

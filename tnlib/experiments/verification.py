@@ -7,7 +7,7 @@ from functools import cache, partial
 import numpy as np
 
 from .catalogue import EXPERIMENTS, Subject
-from .datasets import Dataset, balanced_sample, load_dataset
+from .datasets import Dataset, balanced_indices, load_dataset
 from .evaluation import evaluate, split_arrays
 from .files import PUBLISHED
 from .networks import network
@@ -121,7 +121,7 @@ class _Table:
         labels = split_arrays(dataset, self.split)[1]
         shared = len(labels) - (dataset.num_differing_test if self.split == "test" else 0)
         number = min(IMAGES, shared)
-        self.images = dataset.subset(number) if self.split == "test" else balanced_sample(labels, number, 0)
+        self.images = balanced_indices(dataset, self.split, number)
         chosen = self.entry.chosen_images(dataset, self.split)
         self.measured = np.arange(len(labels)) if chosen is None else chosen  # what the table's bits are about
         if not np.isin(self.images, self.measured).all():

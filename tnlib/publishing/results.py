@@ -16,6 +16,7 @@ from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels
 from ..experiments.retraining import TRAIN_IMAGES, restart
+from ..experiments.store import StoreError
 from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.weights import find_weights, initial_model, load_model, read_card, stem, trained_seeds
@@ -73,11 +74,19 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
 
 def _measured_once(experiment, model, dataset, seed, anew) -> Path:
     """Measure a network, or wait while another page does."""
-    (RUNS / "results").mkdir(parents=True, exist_ok=True)
-    with FileLock(RUNS / "results" / f"{experiment}-{stem(model, dataset, seed)}.lock"):
+    folder = RUNS / "results"
+    lock = FileLock(folder / f"{experiment}-{stem(model, dataset, seed)}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StoreError(f"results cannot be kept in {folder}: {error}. Is it a folder, and writable?") from None
+    try:
         shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
         there = None if anew else _table(experiment, model, dataset, seed)
         return there or measure_table(experiment, model, dataset, seed, progress=shown)
+    finally:
+        lock.release()
 
 
 def _table(experiment, model, dataset, seed) -> Path | None:
