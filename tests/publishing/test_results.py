@@ -103,5 +103,6 @@ def test_of_two_pages_that_need_one_table_one_measures_it(monkeypatch, tmp_path)
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "results").write_text("not a folder")
     monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(results, "find_table", lambda *_: None)
     with pytest.raises(StoreError, match=f"results cannot be kept in {tmp_path}/results: .*File exists"):
         results._measured("shrink", "vanilla", "shapes")
