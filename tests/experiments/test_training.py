@@ -21,7 +21,8 @@ STEM = "tiny-mine-s0"
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
     monkeypatch.setitem(NETWORKS, "tiny", Network(Vanilla, {"channels": (4, 5, 6, 7), "hidden": 8}, RECIPE))
 
 
@@ -79,6 +80,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, monkeypatch, name, call)
     found, resumed = run(tmp_path / "resumed")
     assert found == expected and resumed["history"] == card["history"]
     assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == [f"{STEM}.json", f"{STEM}.safetensors"]
+    assert not list(tmp_path.rglob("*.checkpoint"))
 
 
 def test_a_resumed_run_does_not_repeat_what_was_done(tmp_path, monkeypatch):
@@ -89,6 +91,14 @@ def test_a_resumed_run_does_not_repeat_what_was_done(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "augment", lambda *arguments: calls.append(None) or augment(*arguments))
     run(tmp_path)
     assert len(calls) == 4, "of three epochs two had been finished"
+
+
+def test_a_run_goes_on_wherever_its_weights_are_to_go(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, "augment", 10)
+        run(tmp_path / "mine")
+    interrupt(monkeypatch, "augment", 5)  # of three epochs of four steps two had been finished
+    run(tmp_path / "published")
 
 
 def test_the_seed_is_all_that_matters(tmp_path):
@@ -117,7 +127,7 @@ def checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, "_write_checkpoint", 3)
         run(tmp_path)
-    return tmp_path / f"{STEM}.checkpoint"
+    return tmp_path / "weights" / f"{STEM}.checkpoint"
 
 
 OTHERS = {

@@ -29,7 +29,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     """Train the network called `model` on `dataset` (a name, or a `Dataset`) and write its weights and card.
 
     They go to `folder`, by default runs/weights/, as `<model>-<dataset>-s<seed>.safetensors` and `.json`. After
-    every epoch a checkpoint is written beside them; a call that finds one goes on from there, and ends in the same
+    every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
     in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
     are not square, or a checkpoint that is corrupt or of another recipe.
@@ -45,7 +45,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
                          f"{recipe.batch_size} is needed")
     if dataset.train_images.shape[1] != dataset.train_images.shape[2]:
         raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
-    path = Path(folder or RUNS / "weights") / f"{stem(model, dataset.name, seed)}.safetensors"
+    name = stem(model, dataset.name, seed)
+    path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
+    checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
@@ -54,7 +56,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     _set_normalization(module, dataset)
 
     started, initial_entropy = now(), entropies(module)
-    history, seconds = _fit(module, dataset, recipe, seed, device, path.with_suffix(".checkpoint"), identity, progress)
+    history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
     module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
     module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
     test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
@@ -69,7 +71,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         "precision": training_precision(recipe, device),
         "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
         "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
-    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return module
 
 

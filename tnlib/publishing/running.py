@@ -209,7 +209,7 @@ def _digest(paths) -> str:
 
 @cache
 def _published() -> str:
-    return _digest(sorted(path for path in PUBLISHED.rglob("*") if path.is_file() and path.suffix != ".checkpoint"))
+    return _digest(sorted(path for path in PUBLISHED.rglob("*") if path.is_file()))
 
 
 @cache
