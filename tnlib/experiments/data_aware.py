@@ -10,6 +10,7 @@ from functools import cache
 import torch
 
 from ..tensors.cuts import Cut
+from ..tensors.gram import lower_gram
 from ..tensors.network import patches
 from .evaluation import exact_float32, split_arrays, to_unit_floats
 from .growing import GrowingFactors
@@ -38,7 +39,9 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
         module = modules[layer]
         patch = patches(image, module.kernel_size, module.stride, module.padding, module.dilation)
         matrix = patch.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)       # [IN·KH·KW, N·H'·W']
-        sums[layer] = sums.get(layer, 0) + (matrix @ matrix.T).double()
+        if layer not in sums:
+            sums[layer] = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
+        sums[layer] += lower_gram(matrix)
         counts[layer] += matrix.shape[1]
 
     hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: add(layer, inputs[0]))
@@ -57,7 +60,7 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
             hook.remove()
         for module, training in modes:
             module.training = training
-    return {layer: total.clone() / counts[layer] for layer, total in sums.items()}
+    return {layer: (total.tril() + total.tril(-1).T) / counts[layer] for layer, total in sums.items()}
 
 
 def data_aware_error(kernel: torch.Tensor, approximation: torch.Tensor, moment: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ import torch
 
 from .checks import check_kernel, check_rank
 from .factors import KernelFactors, Step
+from .gram import lower_gram
 
 MODES = ("OUT", "IN", "KH", "KW")
 
@@ -112,21 +113,8 @@ def singular_values(kernel: torch.Tensor, cut) -> torch.Tensor:
     rows, columns = matrix.shape
     if kernel.dtype == torch.float64 and max(rows, columns) < 2 * min(rows, columns):
         return torch.linalg.svdvals(matrix).to(kernel.dtype)
-    gram = _gram(matrix.T if rows < columns else matrix)
+    gram = lower_gram(matrix if rows < columns else matrix.T)
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().to(kernel.dtype)
-
-
-def _gram(matrix, blocks=8):
-    """MᵀM of a matrix (rows, columns), its lower triangle only, which is what `eigvalsh` reads: half the work."""
-    if matrix.requires_grad:  # the gradient of `eigvalsh` is that of a whole symmetric matrix
-        return matrix.T @ matrix
-    columns = matrix.shape[1]
-    gram = matrix.new_zeros(columns, columns)
-    width = max(128, math.ceil(columns / blocks))
-    for start in range(0, columns, width):
-        stop = min(start + width, columns)
-        torch.mm(matrix[:, start:stop].T, matrix[:, :stop], out=gram[start:stop, :stop])
-    return gram
 
 
 def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:
