@@ -223,7 +223,7 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     partial = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
     assert len(read_table(partial)) == 9 and set(read_table(partial)["arm"]) == {"continued", "reordered", "scratch"}
-    assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "kept", "noise")]
+    assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
