@@ -55,6 +55,25 @@ class Branches(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+class Misnamed(nn.Module):
+    """Modules under the names of what they are not, one of them with a hook; and a head that eval mode never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.add, self.skip = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.SiLU()
+        self.relu.register_forward_hook(lambda module, arguments, output: output.clamp(max=0.5))
+        self.head, self.auxiliary = nn.Linear(8, 10), nn.Conv2d(8, 10, 1)
+
+    def forward(self, image):
+        x = self.relu(self.add(image) + self.skip(image))
+        if self.training:
+            x = x + self.auxiliary(x).mean()
+        x = F.relu6(self.last(x) + x)                # another activation than ReLU after an addition
+        return self.head(x.mean((2, 3)))
+
+
 class Written(nn.Module):
     """A part of a tensor is written to, which cannot be told apart from the value before: no graph."""
 
@@ -86,6 +105,7 @@ MODELS = {
     "mobilenet_v2": lambda: torchvision_model("mobilenet_v2"),
     "grouped": Grouped,
     "branches": Branches,
+    "misnamed": Misnamed,
 }
 SEEN = {}  # every model is made once
 

@@ -151,6 +151,13 @@ def test_a_layers_mean_output_takes_its_place(model, dataset):
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in others.items())
 
 
+def test_a_network_in_training_keeps_its_statistics(dataset):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    mean_outputs(network, dataset, np.arange(20))
+    assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 # ---- gauges, and all of them -------------------------------------------------------------------------------------
 
 def test_gauges_are_one_function_whose_truncations_differ(model, dataset):

@@ -130,9 +130,33 @@ def test_autocast_and_tf32_do_not_reach_it(tf32):
         assert evaluate(model, data).loss == expected
         with exact_float32():
             assert not torch.is_autocast_enabled("cpu")
-            assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+            assert {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision} == {"ieee"}
         assert torch.is_autocast_enabled("cpu")
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("asked", ["high", "medium"])
+def test_nor_does_what_is_asked_of_matrix_products(asked):
+    """With "medium" also a CPU may take bfloat16 for float32. Afterwards torch's own question is answered as before."""
+    torch.set_float32_matmul_precision(asked)
+    try:
+        before = torch.backends.mkldnn.matmul.fp32_precision
+        evaluate(network(), dataset())
+        assert torch.get_float32_matmul_precision() == asked and torch.backends.mkldnn.matmul.fp32_precision == before
+        with exact_float32():
+            assert {one.fp32_precision for one in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)} == {"ieee"}
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_it_works_with_the_newer_settings_too():
+    operation = torch.backends.cuda.matmul
+    before, operation.fp32_precision = operation.fp32_precision, "tf32"
+    try:
+        evaluate(network(), dataset())
+        assert operation.fp32_precision == "tf32"
+    finally:
+        operation.fp32_precision = before
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------
@@ -159,12 +183,12 @@ def test_threads_that_overlap_leave_the_settings_as_they_were(tf32):
         with exact_float32():
             entered.set()
             left.wait()
-            return torch.backends.cuda.matmul.allow_tf32
+            return torch.backends.cuda.matmul.fp32_precision
 
     with ThreadPoolExecutor(1) as pool:
         with exact_float32():
             inside = pool.submit(other)
             entered.wait()
         left.set()
-        assert inside.result() is False
+        assert inside.result() == "ieee"
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32

@@ -31,6 +31,13 @@ def test_what_is_there_stays(tmp_path):
     assert [(labels, loss) for _, labels, _, loss in store.cells()] == [({"first": True}, 1.0)]
 
 
+def test_a_loss_that_is_no_number_is_kept(tmp_path):
+    store = Store(tmp_path / "a.sqlite", {})
+    store.add("k", 0, {}, BITS, float("nan"))
+    ((key, _, _, loss),) = store.cells()
+    assert key == "k" and np.isnan(loss)
+
+
 def test_another_measurement_is_refused(tmp_path):
     Store(tmp_path / "a.sqlite", {"weights": "x"}).add("k", 0, {}, BITS, 1.0)
     with pytest.raises(StoreError, match='another measurement:\n  there: {"weights": "x"}\n  asked: {"weights": "y"}'):

@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch import nn
 
 from tests.experiments.sweep_cases import MODELS, cells_of, model_and_data, noisy, run, swapped, vanilla_cells
+import tnlib
 from tnlib import Dataset, conv_kernels, evaluate, load_dataset, load_model, sweep
 from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments import workers as workers_module
 from tnlib.experiments.convolution import Convolution
 from tnlib.experiments.graph import Network, traced
+from tnlib.experiments.truncations import cut_truncations
 
 TIES = 2 / 10_000  # images that may be answered otherwise, for two logits are equal to rounding
 
@@ -58,6 +61,46 @@ def test_what_is_left_by_one_cell_does_not_reach_the_next(name):
         if "size" not in labels or labels["size"] == 1.5:
             assert np.array_equal(evaluation.correct, forwards[labels["cell"]].correct)
             assert evaluation.loss == forwards[labels["cell"]].loss
+
+
+def test_a_layer_that_eval_mode_never_calls_changes_nothing():
+    model, dataset = model_and_data("misnamed")
+    kernel = conv_kernels(model)["auxiliary"]
+    (_, whole), (_, found) = run(model, dataset, [({}, {}), ({}, {"auxiliary": 2 * kernel})])
+    assert np.array_equal(whole.correct, found.correct) and whole.loss == found.loss
+    assert set(tnlib.truncation_sweep(model, dataset, cuts=["OUT"], ranks=[1])["layer"]) == {
+        "add", "skip", "last", "auxiliary"}
+
+
+def test_in_inference_mode_it_is_traced_as_elsewhere():
+    model, dataset, cells = vanilla_cells(2)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        found = run(model, dataset, cells)
+    assert [evaluation.loss for _, evaluation in found] == [evaluation.loss for _, evaluation in run(model, dataset, cells)]
+
+
+def test_whatever_the_default_dtype():
+    model, dataset, cells = vanilla_cells(2)
+    expected = run(model, dataset, cells)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run(model, dataset, cells)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [evaluation.loss for _, evaluation in found] == [evaluation.loss for _, evaluation in expected]
+
+
+def test_two_threads_sweep_at_once():
+    """While one is traced, torch takes the calls of modules in the whole process."""
+    (deep, images), (model, dataset, cells) = model_and_data("resnet18"), vanilla_cells(3)
+    (expected,) = {tuple(evaluation.loss for _, evaluation in run(model, dataset, cells))}
+    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
+        warnings.simplefilter("error")
+        tracing = pool.submit(lambda: [run(deep, images, [({}, {})]) for _ in range(3)])
+        while not tracing.done():
+            assert tuple(evaluation.loss for _, evaluation in run(model, dataset, cells)) == expected
+        tracing.result()
 
 
 @pytest.mark.parametrize("name", ["written", "choosing"])
@@ -230,6 +273,21 @@ def bad(replacements=None, model=None, dataset=None, **options):
                          [({}, {})] if replacements is None else replacements, **options)
 
 
+def small(*convolutions):
+    """A network of 3×3 convolutions that keep the size."""
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).eval()
+
+
+class Asserting(nn.Module):
+    def forward(self, image):
+        torch._assert(image is None, "mine")
+
+
+conv = lambda: nn.Conv2d(3, 3, 3, padding=1)
+asserting, tied = small(conv(), Asserting()), small(conv(), conv())
+tied[1].weight = tied[0].weight
+of_its_batch = small(conv(), nn.BatchNorm2d(3, track_running_stats=False))
+parametrised = small(conv(), nn.utils.parametrizations.weight_norm(conv()))
 KERNEL = torch.zeros(32, 3, 3, 3)
 LARGE = Dataset(np.zeros((2, 48, 48, 3), dtype=np.uint8), [0, 1])
 MANY = Dataset(np.zeros((2, 32, 32, 3), dtype=np.uint8), [0, 40])
@@ -250,6 +308,10 @@ BAD = {
     "negative": (bad(images=[-1]), "indices from 0 to 199, got -1"),
     "mask": (bad(images=np.ones(200, dtype=bool)), "must be indices"),
     "no images": (bad(images=[]), "must be indices, at least one"),
+    "asserts": (bad(model=asserting), r"Sequential does not take images of shape \(32, 32, 3\).*: mine"),
+    "batch statistics": (bad(model=of_its_batch), "answers to an image alone otherwise than in a batch"),
+    "tied": (bad([({}, {"0": torch.zeros(3, 3, 3, 3)})], tied), "the layer '0' shares its weight with another module"),
+    "parametrised": (bad(cut_truncations(parametrised), parametrised), "the layer '1' computes its weight"),
 }
 
 

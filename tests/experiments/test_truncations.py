@@ -340,6 +340,12 @@ def test_second_moments_that_there_are_not(model, dataset, moments):
     assert list(chosen) == ["first"] and not model.training
 
 
+def test_images_that_there_are_not_leave_no_hook_behind(model, dataset):
+    with pytest.raises(ValueError, match="has no train images"):
+        patch_moments(model, Dataset(dataset.test_images, dataset.test_labels))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 def test_the_table_of_a_truncation_sweep(capsys):

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..tensors.cuts import CUTS, Cut
 from ..tensors.spectra import entanglement_entropy
-from .evaluation import exact_float32, split_arrays, to_unit_floats
+from .evaluation import eval_mode, exact_float32, split_arrays, to_unit_floats
 from .gauges import gauges
 from .networks import conv_kernels
 from .replacements import Replacements, chosen_layers, compared, dense, joined, labelled
@@ -184,7 +184,7 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
     hooks = [model.get_submodule(layer).register_forward_hook(lambda _, __, output, layer=layer: add(layer, output))
              for layer in conv_kernels(model)]
     try:
-        with torch.inference_mode(), exact_float32():
+        with eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
                 model(preprocess(torch.from_numpy(pixels[start:start + batch_size])))
     finally:

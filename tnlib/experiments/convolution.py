@@ -92,5 +92,6 @@ class Convolution(nn.Module):
         if other is None:
             return convolve(image, weight, self.bias, *geometry, self.activation, numbers, "")
         other = other.contiguous(memory_format=torch.channels_last if weight.is_mkldnn else torch.contiguous_format)
-        activation = None if self.activation == "none" else self.activation
-        return convolve.binary(image, other, weight, self.bias, *geometry, "add", 1.0, activation, numbers, "")
+        activation = "relu" if self.activation == "relu" else None  # after an addition it has no other
+        output = convolve.binary(image, other, weight, self.bias, *geometry, "add", 1.0, activation, [], "")
+        return output if activation else APPLY[self.activation](output, *numbers)

@@ -12,7 +12,7 @@ import torch
 from ..tensors.cuts import Cut
 from ..tensors.gram import lower_gram
 from ..tensors.network import patches
-from .evaluation import exact_float32, split_arrays, to_unit_floats
+from .evaluation import eval_mode, exact_float32, split_arrays, to_unit_floats
 from .growing import GrowingFactors
 from .replacements import Replacements, chosen_layers, chosen_ranks, dense
 
@@ -44,22 +44,18 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
         sums[layer] += lower_gram(matrix)
         counts[layer] += matrix.shape[1]
 
-    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: add(layer, inputs[0]))
-             for layer, module in modules.items()]
     pixels = split_arrays(dataset, split)[0]
     pixels = pixels if images is None else pixels[images]
     device, preprocess = next(model.parameters()).device, preprocess or to_unit_floats
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: add(layer, inputs[0]))
+             for layer, module in modules.items()]
     try:
-        with torch.inference_mode(), exact_float32():
+        with eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
                 model(preprocess(torch.from_numpy(pixels[start:start + batch_size]).to(device)).to(device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return {layer: (total.tril() + total.tril(-1).T) / counts[layer] for layer, total in sums.items()}
 
 

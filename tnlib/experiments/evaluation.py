@@ -39,26 +39,44 @@ def exact_float32():
 
 
 class _WithoutTF32:
-    """A setting of the whole process: the first of its threads to enter takes note of it, the last to leave restores it."""
+    """Settings of the whole process: the first of its threads to enter takes note of them, the last to leave restores
+    them. On a CPU, too, torch may be told to take bfloat16 for float32."""
 
     def __init__(self):
         self._lock, self._inside, self._before = threading.Lock(), 0, ()
+        backends = torch.backends
+        self._operations = [backends.cuda.matmul, *(operation for library in (backends.cudnn, backends.mkldnn)
+                                                    for operation in (library.conv, library.rnn)), backends.mkldnn.matmul]
 
     def __enter__(self):
         with self._lock:
             if not self._inside:
-                self._before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+                self._before = [operation.fp32_precision for operation in self._operations]
+                for operation in self._operations:
+                    operation.fp32_precision = "ieee"
             self._inside += 1
 
     def __exit__(self, *error):
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+                for operation, precision in zip(self._operations, self._before):
+                    operation.fp32_precision = precision
 
 
 _without_tf32 = _WithoutTF32()
+
+
+@contextmanager
+def eval_mode(model: torch.nn.Module):
+    """`model` in eval mode for the time; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm is in a mode of its own
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,19 +107,13 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     images, labels = split_arrays(dataset, split)
     preprocess = preprocess or to_unit_floats
     parameter = next(model.parameters(), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]  # a frozen batch norm is in a mode of its own
-    model.eval()
     correct, loss = [], 0.0
-    try:
-        with torch.inference_mode(), exact_float32():
-            for start in range(0, len(labels), batch_size):
-                batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
-                target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
-                logits = model(preprocess(batch).to(parameter.device))
-                check_logits(logits, target)
-                correct.append((logits.argmax(1) == target).cpu().numpy())
-                loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.inference_mode(), exact_float32():
+        for start in range(0, len(labels), batch_size):
+            batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
+            target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
+            logits = model(preprocess(batch).to(parameter.device))
+            check_logits(logits, target)
+            correct.append((logits.argmax(1) == target).cpu().numpy())
+            loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
     return Evaluation(np.concatenate(correct), loss / len(labels))

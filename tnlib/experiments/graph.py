@@ -6,8 +6,10 @@ into which another kernel can be put; and nothing is written in place, so that a
 
 import copy
 import operator
+import threading
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +24,43 @@ from .winograd import Scratch
 ADDITIONS = (operator.add, torch.add, "add")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
                 operator.itruediv: operator.truediv}
-PROBE_TOLERANCE = 1e-3  # of the largest logit, between the graph and the model: far above rounding
+PROBE_TOLERANCE = 1e-3  # of the largest logit, far above rounding in float32; of coarser numbers 16 of their steps
 
 
 # ---- from a model to a graph -------------------------------------------------------------------------------------
+
+class _Calls:
+    """While a thread traces, torch takes the calls of modules in all threads of the process for part of it. So one traces
+    when no other evaluates: `.replaced()` around the one, `.as_they_are()` around the other."""
+
+    def __init__(self):
+        self._changed, self._evaluating, self._tracing = threading.Condition(), 0, 0
+
+    @contextmanager
+    def replaced(self):
+        with self._changed:
+            self._tracing += 1  # from now on nobody begins to evaluate
+            self._changed.wait_for(lambda: not self._evaluating)
+            try:
+                yield
+            finally:
+                self._tracing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def as_they_are(self):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._tracing)
+            self._evaluating += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._evaluating -= 1
+                self._changed.notify_all()
+
+
+CALLS = _Calls()
 
 WHOLE = "_whole"  # the one node of a model that cannot be traced
 
@@ -37,11 +72,14 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     a warning says so.
     """
     copied = copy.deepcopy(model).eval()
-    expected = copied(probe)
+    with CALLS.as_they_are():
+        expected = copied(probe)
     try:
-        graph = _functional(fx.symbolic_trace(copied))
-        found = _Unwritten(graph).run(probe)
-        if (found - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max():
+        with CALLS.replaced():
+            graph = _functional(fx.symbolic_trace(copied))
+        with CALLS.as_they_are():
+            found = _Unwritten(graph).run(probe)
+        if alike(found, expected):
             return graph
         reason = "its traced graph gives other logits"
     except Exception as error:  # tracing runs the model's own code on stand-ins, which raises whatever that code raises
@@ -50,6 +88,12 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.call_module(WHOLE, (graph.placeholder("image"),)))
     return fx.GraphModule(nn.ModuleDict({WHOLE: copied}), graph)
+
+
+def alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are the expected ones, up to rounding; two that are NaN are alike."""
+    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num().max().item()
+    return torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _functional(graph: fx.GraphModule) -> fx.GraphModule:
@@ -105,12 +149,12 @@ def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
             norm = follower
             chain.append(_only_user(node))
         user = _only_user(chain[-1])
-        if user is not None and user.target in ADDITIONS and not user.kwargs and len(
+        if _called(graph, user) in ADDITIONS and not user.kwargs and len(
                 {source.meta["shape"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
             other = tuple(value for value in user.args if value is not chain[-1])
             chain.append(user)
-        if (key := _activation(graph, _only_user(chain[-1]))) is not None:
-            activation = ACTIVATIONS[key]
+        if (called := _called(graph, _only_user(chain[-1]))) in ACTIVATIONS:
+            activation = ACTIVATIONS[called]
             chain.append(_only_user(chain[-1]))
         convolutions[node.target] = Convolution(module, norm, activation, scratch)
         graph.set_submodule(node.target, convolutions[node.target])
@@ -134,9 +178,14 @@ def _only_user(node):
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _activation(graph, node):
-    key = type(_module(graph, node)) if _module(graph, node) is not None else getattr(node, "target", None)
-    return key if key in ACTIVATIONS else None
+def _called(graph, node):
+    """What a node calls: the class of a module without hooks, a function, or the name of a method; else None."""
+    if node is None or node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    if node.op != "call_module":
+        return node.target
+    module = _module(graph, node)
+    return None if module is None else type(module)
 
 
 # ---- cutting the graph -------------------------------------------------------------------------------------------
@@ -160,14 +209,15 @@ class Network:
 
     def __init__(self, graph: fx.GraphModule, probe: torch.Tensor):
         self.graph = graph
-        _Sizes(graph).run(probe)  # notes the shapes
+        expected = _Sizes(graph).run(probe)  # notes the shapes
         self.convolutions = _fused(graph)
         self.inside = f"{WHOLE}." if hasattr(graph, WHOLE) else ""
         self._originals = {}  # of replaced layers that could not be fused: the weights that they had
         self._replaced = frozenset()  # layers that were fused
         self._splits = {}
         sizes = _Sizes(graph)
-        sizes.run(probe)
+        if not alike(sizes.run(probe), expected):
+            raise RuntimeError("the network with fused convolutions answers otherwise than without: an error in tnlib")
         for convolution in self.convolutions.values():
             convolution.put(None)  # to be laid out for whole batches, not for the probe
         self._bytes = {node: size / len(probe) for node, size in sizes.bytes.items()}
@@ -181,6 +231,8 @@ class Network:
         self._replaced = kernels.keys() & self.convolutions.keys()
         for name, kernel in kernels.items():
             layer = self.convolutions.get(name)
+            if layer is None and not self.reached([name]):
+                continue  # never called in eval mode, such as a head for training alone
             if layer is None:
                 self._originals.setdefault(name, self._weight(name).data)
                 self._weight(name).data = dense(kernel).to(self._weight(name).device)

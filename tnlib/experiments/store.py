@@ -32,7 +32,7 @@ class Store:
             with self._connection() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY, content TEXT NOT NULL)")
                 database.execute("CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, place INTEGER NOT NULL, "
-                                 "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL NOT NULL)")
+                                 "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL)")  # a loss that is NaN is NULL
                 database.execute("CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
                 database.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (identity,))
                 (found,) = database.execute("SELECT content FROM identity").fetchone()
@@ -49,7 +49,7 @@ class Store:
         """Keep one cell: `place` orders the table, `correct` is one bool an image."""
         row = key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
         with self._errors(), self._connection() as database:
-            database.execute("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?)", row)
+            database.execute("INSERT INTO cells VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING", row)
 
     def begin(self, call: dict) -> int:
         """Note that a call has begun to add cells, and how; returns its number, for `end`."""
@@ -71,7 +71,7 @@ class Store:
         """(key, labels, packed bits, loss) of all cells in the order of the table."""
         with self._errors(), self._connection() as database:
             rows = database.execute("SELECT key, labels, correct, loss FROM cells ORDER BY place, key").fetchall()
-        return [(key, json.loads(labels), np.frombuffer(correct, dtype=np.uint8), loss)
+        return [(key, json.loads(labels), np.frombuffer(correct, dtype=np.uint8), np.nan if loss is None else loss)
                 for key, labels, correct, loss in rows]
 
     @contextmanager

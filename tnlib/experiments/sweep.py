@@ -13,7 +13,7 @@ each worker holds one unit of work, and the calling process the kernels of `work
 
 import copy
 import itertools
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from ..tensors.factors import KernelFactors
-from .evaluation import Evaluation, check_logits, exact_float32, split_arrays, to_unit_floats
-from .graph import Network, traced
+from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, split_arrays, to_unit_floats
+from .graph import CALLS, Network, alike, traced
 from .growing import continues
 from .networks import conv_kernels
 from .workers import LEAST_BATCH, Remote, Threads
@@ -52,13 +52,15 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     """
     layers = conv_kernels(model)
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
-    computed = {layer for layer in layers if "weight" not in model.get_submodule(layer)._parameters}
-    cells = _checked(replacements, layers, computed)
+    refused = _not_replaceable(model, layers)
+    for layer in getattr(replacements, "kernels", ()):
+        _check_layer(layer, layers, refused)
+    cells = _checked(replacements, layers, refused)
     preprocess = preprocess or to_unit_floats
-    if executor is not None:
-        model = copy.deepcopy(model).cpu()
-    with torch.no_grad(), exact_float32():
+    with torch.inference_mode(False), torch.no_grad(), exact_float32():
         probe = _probe(model, pixels, labels, preprocess)
+        if executor is not None:
+            model, probe = copy.deepcopy(model).cpu(), probe.cpu()
         graph = traced(model, probe)
     total = len(replacements) if hasattr(replacements, "__len__") else None
     return _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress)
@@ -136,26 +138,38 @@ def _chosen(pixels, labels, indices):
 
 
 def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
-    """Some images as the model takes them. Raises `ValueError` when it does not."""
+    """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one."""
     parameter = next(model.parameters())
     probe = preprocess(torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device)).to(parameter.device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        logits = model(probe)
-    except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(pixels.shape[1:])} "
-                         f"({tuple(probe.shape[1:])} after preprocess): {error}") from None
-    finally:
-        for module, training in modes:
-            module.training = training
+    with CALLS.as_they_are(), eval_mode(model):
+        try:
+            logits, alone = model(probe), model(probe[:1])
+        except Exception as error:  # whatever the model's own code raises
+            raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(pixels.shape[1:])} "
+                             f"({tuple(probe.shape[1:])} after preprocess): {error}") from None
     check_logits(logits, torch.from_numpy(np.sort(labels)[-len(probe):]))  # there must be a class for the highest
+    if not alike(alone, logits[:1]):
+        raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
+                         "norm without running statistics?): its accuracy would be that of the batches")
     return probe
 
 
-def _checked(replacements, layers, computed):
-    """The cells, of which those of a list are all checked now and others as they come; `computed`: layers' names."""
-    check = lambda cell: _checked_cell(cell, layers, computed)
+def _not_replaceable(model, layers) -> dict[str, str]:
+    """Layer → why no other kernel can be put into it."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    refused = {}
+    for layer in layers:
+        weight = model.get_submodule(layer)._parameters.get("weight")
+        if weight is None:
+            refused[layer] = "computes its weight (a parametrisation): remove that first"
+        elif owners[id(weight)] > 1:
+            refused[layer] = "shares its weight with another module: give it a copy of its own"
+    return refused
+
+
+def _checked(replacements, layers, refused):
+    """The cells, of which those of a list are all checked now and others as they come; `refused`: layer → why."""
+    check = lambda cell: _checked_cell(cell, layers, refused)
     known = isinstance(replacements, (list, tuple))
     cells = iter([check(cell) for cell in replacements]) if known else map(check, replacements)
     try:
@@ -165,14 +179,18 @@ def _checked(replacements, layers, computed):
     return itertools.chain([first], cells)
 
 
-def _checked_cell(cell, layers, computed):
+def _check_layer(layer, layers, refused):
+    if layer not in layers:
+        raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, layers))}")
+    if layer in refused:
+        raise ValueError(f"the layer {layer!r} {refused[layer]}")
+
+
+def _checked_cell(cell, layers, refused):
     if not (isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], dict)):
         raise TypeError(f"each of replacements must be (labels, {{layer: kernel}}), got {cell!r}")
     for layer, kernel in cell[1].items():
-        if layer not in layers:
-            raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, layers))}")
-        if layer in computed:
-            raise ValueError(f"the layer {layer!r} computes its weight (a parametrisation): remove that first")
+        _check_layer(layer, layers, refused)
         want = layers[layer]
         known = isinstance(kernel, (torch.Tensor, KernelFactors))
         dtype = _tensors(kernel)[0].dtype if known else None

@@ -52,7 +52,7 @@ class Scratch:
         """A float32 tensor of `shape` with any values; what was asked for under `name` before is lost."""
         size = math.prod(shape)
         if name not in self._held or len(self._held[name]) < size:
-            self._held[name] = torch.empty(size)
+            self._held[name] = torch.empty(size, dtype=torch.float32)
         return self._held[name][:size].view(shape)
 
 
@@ -69,7 +69,7 @@ class Winograd:
     def __call__(self, image: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(N, IN, H, W), H and W multiples of m → conv(image, kernel) + bias (N, OUT, H, W); both in channels_last."""
         count, _, height, width = image.shape
-        output = torch.empty(count, len(bias), height, width, memory_format=torch.channels_last)
+        output = torch.empty(count, len(bias), height, width, dtype=torch.float32, memory_format=torch.channels_last)
         at_once = max(1, TILES * self.m ** 2 // (height * width))
         for some, result in zip(image.split(at_once), output.split(at_once)):
             self._convolve(some.permute(0, 2, 3, 1), bias, result.permute(0, 2, 3, 1))

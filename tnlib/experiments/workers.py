@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..tensors.factors import KernelFactors
 from .evaluation import exact_float32
-from .graph import Network
+from .graph import CALLS, Network
 from .growing import runs
 
 BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**30
@@ -32,7 +32,7 @@ class Worker:
     """Evaluates units of work; the values kept for the last unit serve the next on the same images."""
 
     def __init__(self, graph, probe):
-        with torch.no_grad(), exact_float32():
+        with CALLS.as_they_are(), torch.no_grad(), exact_float32():
             self.network = Network(graph, probe)
         self.device = probe.device
         self.stopped = False  # set by another thread: what is under way raises `CancelledError`
@@ -42,7 +42,7 @@ class Worker:
         """Correct (bool, [cells, images]) and summed loss ([cells]) of replacements `cells` that reach the same."""
         self.network.put({})  # what comes before the replaced layers has kernels of its own
         reached, found = self.network.reached(cells[0]), []
-        with torch.inference_mode(), exact_float32():
+        with CALLS.as_they_are(), torch.inference_mode(), exact_float32():
             batches = self._before((reached, start, len(labels)), preprocess, pixels, labels)
             for run in runs(cells):
                 if self.network.grow(run):
@@ -137,9 +137,13 @@ class Remote:
     def __init__(self, graph, probe, executor):
         self.executor, self.key, self.threads, self.units = executor, uuid.uuid4().hex, torch.get_num_threads(), []
         # As bytes, pickled once: tensors handed over between processes would each hold a file open.
-        self.pickled = pickle.dumps((graph, probe))
+        try:
+            self.pickled = pickle.dumps((graph, probe))
+        except Exception as error:  # whatever a part of the model raises
+            raise ValueError(f"the model cannot be handed to an executor's workers: {type(error).__name__}: {error}; "
+                             "without one it is swept in this process") from None
         _graphs[self.key] = copy.deepcopy((graph, probe))
-        with torch.no_grad(), exact_float32():
+        with CALLS.as_they_are(), torch.no_grad(), exact_float32():
             self.network = Network(graph, probe)
 
     def submit(self, preprocess, cells, *images):
@@ -168,11 +172,10 @@ def _own(kernel):
     """A kernel or its factors on the CPU, without what else their memory holds: all of it would be pickled."""
     if isinstance(kernel, KernelFactors):
         return dataclasses.replace(kernel, factors=tuple(factor.cpu().clone() for factor in kernel.factors))
-    return kernel.cpu()
+    return kernel.cpu().clone()
 
 
-# Of the sweeps under way, for workers that are threads of this process: unpickling a graph traces it anew, and while one
-# thread traces, torch takes the calls of modules in all others for part of it.
+# Of the sweeps under way, for workers that are threads of this process: unpickling a graph traces it anew.
 _graphs: dict = {}
 _mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
 
@@ -180,6 +183,10 @@ _mine = threading.local()  # an executor's worker is a process or a thread; each
 def _remote_unit(key, network, preprocess, cells, *images):
     torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
     if getattr(_mine, "key", None) != key:
-        _mine.worker = Worker(*(copy.deepcopy(_graphs[key]) if key in _graphs else pickle.loads(network)))
-        _mine.key = key
+        if (found := _graphs.get(key)) is None:
+            with CALLS.replaced():
+                found = pickle.loads(network)
+        else:
+            found = copy.deepcopy(found)
+        _mine.worker, _mine.key = Worker(*found), key
     return _mine.worker.evaluate(preprocess, pickle.loads(cells), *images)
