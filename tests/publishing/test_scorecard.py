@@ -225,7 +225,7 @@ def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, mo
         beside = module._beside(asked[id], pair, module._Finder())
         assert beside and all(part.threshold is None or part.name.startswith("truncated −") for part in beside)
     names = [part.name for part in module._beside(asked["3"], pair, module._Finder())]
-    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epochs", "free, after 5 epochs",
+    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epoch", "free, after 5 epochs",
                      "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
     tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
     short = judge(asked["3"], Pair("vanilla", "cifar10"))

@@ -124,11 +124,12 @@ def recovered(runs: pd.DataFrame, thresholds: dict, arm: str = "free", epoch: in
     last = thresholds["epochs"]
     rows = arm_at(runs, arm, last if epoch is None else epoch)
     good = pd.Series(harmless(rows["lost"], rows["gained"], rows["images"], thresholds["margin_points"]), rows.index)
-    share = share_part(f"cases within {thresholds['margin_points']:g} point of before after {last} epochs",
+    after = lambda epochs: f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+    share = share_part(f"cases within {thresholds['margin_points']:g} point of before {after(last)}",
                        thresholds["share_of_cases"], good.groupby(level="seed").mean(), len(good))
     if arm == "free" and epoch is None:
         return share
-    name = f"{arm}, after {last if epoch is None else epoch} epochs"
+    name = f"{arm}, {after(last if epoch is None else epoch)}"
     return dataclasses.replace(share, name=name, threshold=None, bound=None)
 
 
@@ -178,17 +179,18 @@ def same_minimum(runs: pd.DataFrame, paths: pd.DataFrame, thresholds: dict) -> t
               for name, each in good.items()))
 
 
-def missing_cases(runs: pd.DataFrame, paths: pd.DataFrame | None, epochs: int) -> list[str]:
-    """Which of the cases listed beforehand a network lacks, in words; `epochs`: the last one needed."""
-    lacking = []
+def missing_cases(runs: pd.DataFrame, paths: pd.DataFrame | None, epochs: int) -> dict[int, list[str]]:
+    """Seed → which of the cases listed beforehand that network lacks, in words; `epochs`: the last one needed."""
+    lacking = {}
     for seed, rows in runs.groupby("seed"):
         there = set(rows.loc[rows["epoch"] == epochs, ["cut", "strength", "arm"]].itertuples(index=False, name=None))
         wanted = {("none", 1.0, "continued")}
         wanted |= {(case.cut, case.strength, arm) for case in CASES for arm in ("free", "noise")}
-        lacking += [f"seed {seed}: no {arm} of {cut} at {strength:g} after {epochs} epochs"
-                    for cut, strength, arm in sorted(wanted - there)]
+        words = [f"no {arm} of {cut} at {strength:g} after {epochs} epochs" for cut, strength, arm in sorted(wanted - there)]
         if paths is not None:
             there = set(paths.loc[paths["seed"] == seed, ["cut", "strength"]].itertuples(index=False, name=None))
-            lacking += [f"seed {seed}: no path of {cut} at {strength:g}" for cut, strength in
-                        sorted(({(case.cut, case.strength) for case in CASES} | {("none", 1.0)}) - there)]
+            words += [f"no path of {cut} at {strength:g}" for cut, strength in
+                      sorted(({(case.cut, case.strength) for case in CASES} | {("none", 1.0)}) - there)]
+        if words:
+            lacking[int(seed)] = words
     return lacking

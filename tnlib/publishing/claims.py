@@ -9,7 +9,10 @@ Thresholds come from book/claims.yml; what that file leaves open is decided here
   the bound. *inconclusive*: anything else: the interval straddles the bound, or lies above it with an effect smaller
   than was asked for.
 - Where a test has several parts, all are needed: the claim has the verdict of the worst.
-- One network says nothing on others: its verdict is *inconclusive*, whatever its numbers.
+- One network says nothing on others: its verdict is *inconclusive*, whatever its numbers (but for a sign, below).
+- A share comes in steps of one cell. Where all networks have the same, its standard error is that of one network a step
+  off, 1 / (cells of all networks), and not 0, with which two networks would refute a claim beyond all doubt.
+- Where a sign is asked for, it is that of the mean, of one network too; the other sign is *inconclusive*.
 - Holm's correction makes a verdict *inconclusive* where the adjusted p exceeds α, and never better.
 """
 
@@ -74,14 +77,21 @@ class Part:
 
     @property
     def interval(self) -> Interval:
-        """Mean over networks and Student's t interval: of the logarithms for a ratio, within 0 and 1 for a share."""
+        """Mean over networks and Student's t interval: of the logarithms for a ratio, within 0 and 1 for a share, and
+        with a width also where all shares are the same."""
         if self.kind == "ratio":
             found = student_interval(np.log(self.values))
             return Interval(*(math.exp(end) for end in (found.estimate, found.low, found.high)), found.n)
         found = student_interval(self.values)
         if self.kind != "share" or found.n == 1:
             return found
-        return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0), found.n)
+        half = max(found.high - found.estimate, self._agreed * stats.t.isf(ALPHA / 2, found.n - 1))
+        return Interval(found.estimate, max(found.estimate - half, 0.0), min(found.estimate + half, 1.0), found.n)
+
+    @property
+    def _agreed(self) -> float:
+        """The standard error of a share that is the same in all networks, as if one differed by one cell; else 0."""
+        return 1 / self.comparisons if self.kind == "share" and np.ptp(self.values) == 0 else 0.0
 
     @property
     def p(self) -> float | None:
@@ -91,7 +101,9 @@ class Part:
         values, bound = np.array(self.values), self.bound
         if self.kind == "ratio":
             values, bound = np.log(values), math.log(bound)
-        if np.ptp(values) == 0:  # no spread: t is infinite, or 0/0 at the bound
+        if self._agreed:
+            return float(2 * stats.t.sf(abs(values[0] - bound) / self._agreed, len(values) - 1))
+        if np.ptp(values) == 0:  # t is infinite, or 0/0 at the bound
             return 1.0 if values[0] == bound else 0.0
         return float(stats.ttest_1samp(values, bound).pvalue)
 
@@ -213,8 +225,9 @@ def corrected(verdicts: list[Verdict]) -> list[Verdict]:
     for verdict in verdicts:
         p = adjusted.get(id(verdict))
         if p is not None and p > ALPHA and verdict.verdict != INCONCLUSIVE:
+            decided = next(part for part in verdict.parts if part.verdict == verdict.verdict)
             verdict = dataclasses.replace(verdict, verdict=INCONCLUSIVE, reason=(
-                f"{verdict.parts[0].words}: {verdict.verdict} if it stood alone, but one of {len(verdicts)} tests, and "
+                f"{decided.words}: {verdict.verdict} if it stood alone, but one of {len(verdicts)} tests, and "
                 f"after Holm's correction p is {p:.2g}"))
         found.append(dataclasses.replace(verdict, adjusted=p))
     return found
@@ -232,7 +245,8 @@ def reason_of(parts: tuple[Part, ...], verdict: str) -> str:
     part = next(part for part in parts if part.verdict == verdict)
     bound, threshold = part.text(part.bound), part.text(part.threshold)
     if verdict == REPRODUCED:
-        why = "reaches the threshold" if len(parts) == 1 else "this and the others reach their thresholds"
+        alone = sum(part.verdict is not None for part in parts) == 1
+        why = "reaches the threshold" if alone else "this and the others reach their thresholds"
     elif verdict == PARTLY:
         why = f"above the bound of refutation, {bound}, but below the {threshold} asked for"
     elif verdict == NOT_REPRODUCED:

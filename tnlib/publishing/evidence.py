@@ -10,7 +10,7 @@ from ..experiments.catalogue import experiment_called
 from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
-from ..experiments.networks import conv_kernels
+from ..experiments.networks import NETWORKS, conv_kernels
 from ..experiments.replacements import rank_grid
 from ..experiments.statistics import crossed_bootstrap
 from ..experiments.tables import read_bits, read_table
@@ -106,6 +106,8 @@ class Pair:
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`summary` of the spectra of the published weights' 3×3 kernels."""
         model = model or self.model
+        if model not in NETWORKS:
+            raise FileNotFoundError(f"no weights of {model} on {self.dataset}: there is no network of this name")
         if not (seeds := _accuracies(model, self.dataset)):
             raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
                                     f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
@@ -124,7 +126,8 @@ class Pair:
                 raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none beside the re-training")
             runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
         if lacking := missing_cases(runs, along, epochs):
-            raise _missing("retraining", self.model, self.dataset, int(runs["seed"].min()), "; ".join(lacking[:3]))
+            seed = min(lacking)
+            raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
         return (runs, along), names
 
     @functools.cached_property

@@ -17,7 +17,6 @@ from .evidence import Pair
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 WIDTHS = {"constant width": "vanilla-constant", "reversed width": "vanilla-reversed"}
-NO_DECAY = "vanilla-no-decay"
 NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low",
                   "check_high", "networks", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
 SYMBOLS = {REPRODUCED: "✓", PARTLY: "½", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTED: "–"}
@@ -67,8 +66,8 @@ def _parts(claim: dict, pair: Pair, thresholds: dict, reading: str, find: _Finde
             others = {name: found for name, found in others.items() if found is not None}
             return deeper_layers(points, others, thresholds)
         case "2":
-            return correlation_compression(find(pair.ratios), find(pair.deficits), find(pair.deficits, NO_DECAY),
-                                           thresholds)
+            return correlation_compression(find(pair.ratios), find(pair.deficits),
+                                           find(pair.deficits, f"{pair.model}-no-decay"), thresholds)
         case "3":
             found = find(pair.retrained, thresholds["epochs"])
             return () if found is None else (recovered(found[0], thresholds),)
@@ -286,9 +285,12 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
 # ---- in words ------------------------------------------------------------------------------------------------------
 
 def label(verdict: Verdict) -> str:
-    """A verdict with its symbol; *reduced* where there are numbers and no verdict."""
-    reduced = " (numbers reduced)" if verdict.verdict == NOT_TESTED and verdict.parts else ""
-    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{reduced}"
+    """A verdict with its symbol and the number of networks; *reduced* where there are numbers and no verdict."""
+    if verdict.verdict != NOT_TESTED:
+        beside = f" (n = {verdict.parts[0].interval.n})"
+    else:
+        beside = " (numbers reduced)" if verdict.parts else ""
+    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{beside}"
 
 
 def sign(verdict: str) -> str:
