@@ -10,7 +10,7 @@ from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, informative, kendall, kendall_difference, percentile_interval,
                                      student_interval)
 from .experiments.strengths import CASES
-from .publishing.claims import least_accuracy
+from .publishing.claims import least_accuracy, read_claims
 from .publishing.depth import depth_axis, panel_layers, stage
 from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, table, value
@@ -22,7 +22,7 @@ from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "CASES", "CUT_STYLES", "ONE_COLUMN",
+           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "CASES", "CUT_STYLES", "ONE_COLUMN",
            "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "gauged_errors", "harmless", "harmless_error_ratios", "informative",
            "kendall", "kendall_difference", "one_points", "percentile_interval", "score_interval", "student_interval",
