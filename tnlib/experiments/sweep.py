@@ -46,9 +46,9 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
-    Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, a kernel of another
-    shape or dtype, no replacements, a model without convolutions or that does not take such images, and indices out of
-    range.
+    Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, one that computes its
+    weight or shares it, a kernel of another shape or dtype, no replacements, a model without convolutions, that does not
+    take such images or answers to each by its batch, one that cannot be pickled for an executor, and indices out of range.
     """
     layers = conv_kernels(model)
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
