@@ -172,12 +172,13 @@ class Scorecard:
         return overall([verdict.verdict for verdict in self.of(claim)])
 
     def summary(self) -> pd.DataFrame:
-        """One row a claim: its verdict on each pair, and overall; in words, with a symbol."""
+        """One row a claim: its verdict on each pair, with the number of networks, and overall; in words, with a symbol."""
+        networks = lambda v: "" if v.verdict == NOT_TESTED else f" (n = {v.parts[0].interval.n})"
         rows = []
         for id, claim in self.claims["claims"].items():
             found = self.of(id)
             rows.append({"claim": id, "what it says": claim["claim"]}
-                        | {pair_text(v.model, v.dataset): label(v) for v in found}
+                        | {pair_text(v.model, v.dataset): label(v) + networks(v) for v in found}
                         | {"overall": sign(self.overall(id))})
         return pd.DataFrame(rows)
 
@@ -285,12 +286,9 @@ def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
 # ---- in words ------------------------------------------------------------------------------------------------------
 
 def label(verdict: Verdict) -> str:
-    """A verdict with its symbol and the number of networks; *reduced* where there are numbers and no verdict."""
-    if verdict.verdict != NOT_TESTED:
-        beside = f" (n = {verdict.parts[0].interval.n})"
-    else:
-        beside = " (numbers reduced)" if verdict.parts else ""
-    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{beside}"
+    """A verdict with its symbol; *reduced* where there are numbers and no verdict."""
+    reduced = " (numbers reduced)" if verdict.verdict == NOT_TESTED and verdict.parts else ""
+    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{reduced}"
 
 
 def sign(verdict: str) -> str:
