@@ -104,6 +104,9 @@ def test_outcomes_of_re_training_are_those_of_the_tables():
                            ("continued", alone[(alone.arm == "continued") & (alone.epoch == runs.epoch.max())]),
                            ("scratch", alone[(alone.arm == "scratch") & (alone.epoch == runs.epoch.max())]),
                            *((head, last[last.arm == arm]) for head, arm in after)]:
+            if rows.empty:  # an arm that is not measured yet
+                assert row[head] == "–" and head in dict(after)
+                continue
             assert float(row[head]) == pytest.approx(100 * rows.correct.item() / rows.images.item(), abs=0.051), head
 
 
