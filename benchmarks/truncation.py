@@ -19,9 +19,9 @@ import torch
 
 import tnlib
 from tnlib.experiments.convolution import Convolution
+from tnlib.experiments.kernel_spectra import cut_spectra
 from tnlib.experiments.truncations import cut_truncations
 from tnlib.experiments.workers import MOST_WORKERS
-from tnlib.tensors.cuts import distinct_cuts
 
 TARGETS = {"vanilla": 5.0, "resnet50": 2.5, "spectra": 4.0}
 TIES = 2 / 10_000
@@ -97,15 +97,15 @@ def share_of_convolutions(model, dataset, images, threads):
 
 def compare_spectra(model, clock):
     """The singular values of all kernels: each distinct cut once, against every cut by `torch.linalg.svdvals`."""
-    kernels = tnlib.conv_kernels(model).values()
+    kernels = tnlib.conv_kernels(model)
     start = clock()
-    ours = {(k, cut.name): tnlib.singular_values(kernel, cut) for k, kernel in enumerate(kernels)
-            for cut in distinct_cuts(kernel.shape)}
+    ours = cut_spectra(kernels)
     middle = clock()
-    plain = {(k, cut.name): torch.linalg.svdvals(cut.matricize(kernel.double())) for k, kernel in enumerate(kernels)
-             for cut in tnlib.CUTS}
+    plain = {layer: {cut.name: torch.linalg.svdvals(cut.matricize(kernel.double())) for cut in tnlib.CUTS}
+             for layer, kernel in kernels.items()}
     end = clock()
-    worst = max(((ours[key] - plain[key]).abs().max() / plain[key][0]).item() for key in ours)
+    worst = max(((values - plain[layer][cut]).abs().max() / plain[layer][cut][0]).item()
+                for layer, cuts in ours.items() for cut, values in cuts.items())
     assert worst < 1e-5, f"spectra differ by {worst:.1e} of the largest value"
     print(f"spectra of {len(kernels)} kernels: {(end - middle) / (middle - start):.2f}× "
           f"(largest deviation {worst:.0e} of the largest value; target {TARGETS['spectra']}×)", flush=True)

@@ -10,7 +10,7 @@ from torch import nn
 from tnlib import conv_kernels
 from tnlib.experiments import weights
 from tnlib.experiments.gauges import balanced, random_gauge
-from tnlib.experiments.kernel_spectra import kernel_spectra, network_spectra, summary
+from tnlib.experiments.kernel_spectra import cut_spectra, kernel_spectra, network_spectra, summary
 from tnlib.experiments.networks import Vanilla
 from tnlib.experiments.weights import save_weights
 from tnlib.tensors.cuts import CUTS, MODES
@@ -90,6 +90,31 @@ def test_a_network_without_gauges_has_the_trained_one_only():
     found = kernel_spectra(model, samples=2)
     assert set(found["gauge"]) == {"trained", "none"} and set(found["layer"]) == {"0", "3"}
     np.testing.assert_allclose(values_of(found, layer="3", cut="IN", kind="kernel"), by_numpy(model[3].weight, "IN"))
+
+
+@pytest.fixture
+def three_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_cuts_computed_side_by_side_are_those_of_each_kernel(model, three_threads):
+    kernels = conv_kernels(model) | {"pointwise": torch.randn(4, 8, 1, 1)}
+    found = cut_spectra(kernels)
+    assert list(found) == list(kernels) and list(found["pointwise"]) == ["OUT"]
+    for layer in LAYERS:
+        assert list(found[layer]) == [cut.name for cut in CUTS]
+        for cut, values in found[layer].items():
+            np.testing.assert_allclose(values / values.norm(), by_numpy(kernels[layer], cut), atol=1e-6)
+    assert torch.get_num_threads() == 3
+
+
+def test_a_kernel_that_cannot_be_decomposed_stops_and_leaves_the_threads_as_they_were(three_threads):
+    with pytest.raises(TypeError, match="float"):
+        cut_spectra({"good": torch.randn(4, 4, 3, 3), "bad": torch.ones(4, 4, 3, 3, dtype=torch.int)})
+    assert torch.get_num_threads() == 3
 
 
 def test_the_network_stays_as_it_is(model, spectra):

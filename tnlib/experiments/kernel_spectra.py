@@ -3,6 +3,7 @@
 Everything is computed from the weights alone: no data set is needed.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -30,41 +31,64 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
     where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time.
     """
-    networks = gauges(model, gauge_seed, gauge_spread)
-    heads, spectra = [], []
-
-    def add(layer, depth, shape, cut, gauge, kind, sample, values):
-        heads.append((layer, depth, cut.name, gauge, kind, sample, *cut.dimensions(shape), cut.max_rank(shape)))
-        spectra.append(np.asarray(values, dtype=float))
-
-    for gauge, network in networks.items():
+    found = []  # (what leads the rows of a spectrum, its values)
+    for gauge, network in gauges(model, gauge_seed, gauge_spread).items():
         for depth, (layer, kernel) in enumerate(conv_kernels(network).items(), start=1):
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
             draws = samples if shuffled and gauge != "random" else 0
-            others = [shuffled_rows(kernel, sample) for sample in range(draws)]
+            spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
+                                  {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)})
+            if gauge == "trained":
+                gaussian = _gaussian_spectra(kernel.shape, samples)
+                spectra |= {("none", "gaussian", n): cuts for n, cuts in gaussian.items()}
+                spectra["none", "marchenko_pastur", 0] = {
+                    cut.name: marchenko_pastur(*cut.dimensions(kernel.shape)) for cut in distinct_cuts(kernel.shape)
+                    if min(cut.dimensions(kernel.shape)) >= MARCHENKO_PASTUR_LEAST}
             for cut in distinct_cuts(kernel.shape):
-                place = layer, depth, kernel.shape, cut
-                add(*place, gauge, "kernel", 0, singular_values(kernel, cut))
-                for sample, other in enumerate(others):
-                    add(*place, gauge, "shuffled", sample, singular_values(other, cut))
-                if gauge == "trained":
-                    for sample, values in enumerate(_gaussian_spectra(tuple(kernel.shape), cut.name, samples)):
-                        add(*place, "none", "gaussian", sample, values)
-                    if min(cut.dimensions(kernel.shape)) >= MARCHENKO_PASTUR_LEAST:
-                        add(*place, "none", "marchenko_pastur", 0, marchenko_pastur(*cut.dimensions(kernel.shape)))
-    lengths = [len(values) for values in spectra]
+                place = *cut.dimensions(kernel.shape), cut.max_rank(kernel.shape)
+                found += [((layer, depth, cut.name, *kind, *place), np.asarray(cuts[cut.name], dtype=float))
+                          for kind, cuts in spectra.items() if cut.name in cuts]
+    heads, values = zip(*found)
+    lengths = [len(spectrum) for spectrum in values]
     table = pd.DataFrame(heads, columns=COLUMNS[1:])
     table = table.loc[table.index.repeat(lengths)].reset_index(drop=True)
     table["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths])
-    table["value"] = np.concatenate([values / np.linalg.norm(values) for values in spectra])
+    table["value"] = np.concatenate([spectrum / np.linalg.norm(spectrum) for spectrum in values])
     return table
 
 
+def cut_spectra(kernels: dict) -> dict[object, dict[str, torch.Tensor]]:
+    """The singular values of several kernels: the kernel's name → distinct, non-trivial cut → values, as of
+    `singular_values`.
+
+    Cuts are computed side by side, the largest first, in as many threads as torch has, each with one of them: several
+    threads that share one decomposition mostly wait for each other.
+    """
+    todo = [(name, cut) for name, kernel in kernels.items() for cut in distinct_cuts(kernel.shape)]
+    largest_first = sorted(todo, key=lambda job: -job[1].max_rank(kernels[job[0]].shape))
+    threads = torch.get_num_threads()
+
+    def values(job):
+        torch.set_num_threads(1)
+        name, cut = job
+        return singular_values(kernels[name], cut)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            found = dict(zip(largest_first, pool.map(values, largest_first)))
+    finally:
+        torch.set_num_threads(threads)
+    spectra = {name: {} for name in kernels}
+    for name, cut in todo:
+        spectra[name][cut.name] = found[name, cut]
+    return spectra
+
+
 @cache
-def _gaussian_spectra(shape, cut, samples) -> list[torch.Tensor]:
+def _gaussian_spectra(shape, samples) -> dict[int, dict[str, torch.Tensor]]:
     """Spectra of Gaussian kernels depend on the shape alone: one computation for all networks and seeds."""
     ones = torch.ones(shape)
-    return [singular_values(gaussian_like(ones, sample), cut) for sample in range(samples)]
+    return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)})
 
 
 def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0,
