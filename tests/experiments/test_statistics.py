@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tnlib.experiments.drops import counts, harmless, one_point
-from tnlib.experiments.statistics import (curve_bootstrap, crossed_bootstrap, holm, informative, kendall,
+from tnlib.experiments.statistics import (crossed_bootstrap, curve_bootstrap, curves_at, holm, informative, kendall,
                                           kendall_difference, layer_permutation_test, percentile_interval,
                                           student_interval)
 
@@ -189,6 +189,16 @@ def test_tau_of_all_pairs_is_scipys(cells):
         assert math.isnan(kendall(cells, "x", "y"))
 
 
+@pytest.mark.parametrize("size", (59, 60, 61, 150))
+def test_tau_of_strata_of_every_size(size):
+    """Few cells are compared pair by pair, many by scipy: one τ, ties included, and alone or beside a small stratum."""
+    random = np.random.default_rng(size)
+    cells = pd.DataFrame(random.integers(0, 12, size=(size + 5, 2)), columns=["x", "y"])
+    cells["layer"] = ["large"] * size + ["small"] * 5
+    assert kendall(cells, "x", "y", ["layer"]) == pytest.approx(by_pairs(cells, "x", "y", ["layer"]), abs=1e-12)
+    assert kendall(cells, "x", "y") == pytest.approx(stats.kendalltau(cells["x"], cells["y"]).statistic, abs=1e-12)
+
+
 def test_strata_undo_simpsons_paradox():
     cells = pd.DataFrame({"x": [1, 2, 3, 11, 12, 13], "y": [13, 12, 11, 23, 22, 21], "layer": list("aaabbb")})
     assert kendall(cells, "x", "y") == pytest.approx(3 / 15) and kendall(cells, "x", "y", ["layer"]) == -1
@@ -263,6 +273,19 @@ def test_a_table_without_curves_is_refused():
     for cells, lacking in ((cells.drop(columns="cut"), r"lacking: \['cut'\]"), (cells[:0], "rows: 0")):
         with pytest.raises(ValueError, match=lacking):
             curve_bootstrap(cells, len)
+
+
+# ---- curves at common places ---------------------------------------------------------------------------------------
+
+def test_curves_are_read_off_straight_lines_where_they_reach():
+    cells = pd.DataFrame([dict(seed=0, layer=layer, cut="OUT", share=share, drop=drop, error=-drop)
+                          for layer, curve in {"a": [(0.6, 2), (0.2, 10)], "b": [(0.3, 4), (0.5, 8)]}.items() for share, drop in curve])
+    found = curves_at(cells, "share", (0.25, 0.5, 0.9), ["drop", "error"])
+    assert list(found) == ["seed", "layer", "cut", "share", "drop", "error"]
+    assert found[["layer", "share"]].values.tolist() == [["a", 0.25], ["a", 0.5], ["b", 0.5]]  # nothing reaches 0.9
+    np.testing.assert_allclose(found["drop"], [9, 4, 8])
+    np.testing.assert_allclose(found["error"], [-9, -4, -8])
+    assert curves_at(cells, "share", (0.9,), ["drop"]).empty
 
 
 # ---- the permutation of layers -------------------------------------------------------------------------------------

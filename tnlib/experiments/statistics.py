@@ -13,6 +13,8 @@ from scipy import stats
 
 from .drops import LEVEL, MARGIN, check_bits, check_level
 
+FEW = 60  # cells of a stratum whose pairs are looked at one by one
+
 
 # ---- intervals over seeds, and over seeds and images ----------------------------------------------------------------
 
@@ -127,6 +129,21 @@ def curve_bootstrap(cells: pd.DataFrame, statistic, replicates: int = 1000, seed
     return np.array(values)
 
 
+def curves_at(cells: pd.DataFrame, x: str, values, columns, by=("seed", "layer", "cut")) -> pd.DataFrame:
+    """Each curve's `columns` at common `values` of the column `x`, on straight lines between two of its cells.
+
+    One row a curve and value, with the columns `by`, `x` and `columns`; none where the curve does not reach the value.
+    Cells of different layers are then compared at one parameter fraction, say, where their rank grids have none in common.
+    """
+    rows = []
+    for key, curve in cells.groupby(list(by), sort=False, observed=True):
+        curve = curve.sort_values(x)
+        at = curve[x].to_numpy()
+        rows += [dict(zip(by, key)) | {x: value} | {column: np.interp(value, at, curve[column]) for column in columns}
+                 for value in values if at[0] <= value <= at[-1]]
+    return pd.DataFrame(rows, columns=[*by, x, *columns])
+
+
 def layer_permutation_test(cells: pd.DataFrame, x: str, y: str, within=(), match=(), alternative: str = "two-sided",
                            permutations: int = 1999, seed: int = 0) -> float:
     """p of `kendall(cells, x, y, within)` when whole layers exchange their `x` within strata.
@@ -190,13 +207,18 @@ def _strata(cells, within) -> list[np.ndarray]:
 
 
 def _tau(x, y, groups) -> float:
-    score = free_x = free_y = 0
-    for rows in groups:
-        in_x, in_y = _pairs_not_tied(x[rows]), _pairs_not_tied(y[rows])
-        free_x, free_y = free_x + in_x, free_y + in_y
-        if in_x and in_y:
-            score += stats.kendalltau(x[rows], y[rows]).statistic * math.sqrt(in_x * in_y)
-    return score / math.sqrt(free_x * free_y) if free_x and free_y else math.nan
+    score, free_x, free_y = np.sum([_pairs(x[rows], y[rows]) for rows in groups], axis=0)
+    return float(score / math.sqrt(free_x * free_y)) if free_x and free_y else math.nan
+
+
+def _pairs(x, y) -> tuple[float, int, int]:
+    """Concordant less discordant pairs, pairs not tied in x, pairs not tied in y."""
+    if len(x) <= FEW:  # a call of scipy's takes as long as fifty small strata, and a bootstrap has thousands of them
+        in_x, in_y = (np.sign(values[:, None] - values) for values in (x, y))
+        return (in_x * in_y).sum() / 2, np.count_nonzero(in_x) // 2, np.count_nonzero(in_y) // 2
+    free_x, free_y = _pairs_not_tied(x), _pairs_not_tied(y)
+    tau = stats.kendalltau(x, y).statistic if free_x and free_y else 0
+    return tau * math.sqrt(free_x * free_y), free_x, free_y
 
 
 def _pairs_not_tied(values) -> int:
