@@ -91,23 +91,18 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
     retraining, retraining-long, batch-norm or paths. Goes on where it was cut off.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from contextlib import nullcontext
-    from multiprocessing import get_context
-
     from .experiments.allocator import keep_freed_memory
     from .experiments.catalogue import experiment_called
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
-    from .experiments.measurements import measure
+    from .experiments.measurements import measure, processes
     from .experiments.weights import find_weights
     keep_freed_memory()
     experiment_called(experiment)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
-    # Fresh processes: a forked one would wait for threads that it does not have.
-    with ProcessPoolExecutor(workers, get_context("spawn")) if workers else nullcontext() as executor:
+    with processes(workers) as executor:
         path = measure(experiment, model, load_dataset(dataset, data), seed, folder, executor)
     click.echo(f"Results: {path}")
     if publish:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from tnlib.experiments import catalogue, datasets, measurements, store, weights
 from tnlib.experiments.evaluation import evaluate
-from tnlib.experiments.measurements import measure
+from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.replacements import dense
 from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
 from tnlib.experiments.truncations import cut_truncations
@@ -176,3 +177,17 @@ def test_shrink_is_the_kernel_times_its_norm(small):
     table = read_table(path)
     assert len(table) == 4 * 20 and table.groupby("layer").size().eq(20).all()
     assert np.allclose(table.relative_error, 1 - table.norm_kept)
+
+
+def test_an_error_ends_what_worker_processes_are_at():
+    with pytest.raises(ValueError, match="a run failed"), processes(1) as executor:
+        under_way = executor.submit(time.sleep, 3600)
+        while not under_way.running():
+            time.sleep(0.01)
+        raise ValueError("a run failed")
+    assert isinstance(under_way.exception(timeout=60), BrokenProcessPool)
+
+
+def test_no_worker_processes_are_no_executor():
+    with processes(0) as executor:
+        assert executor is None

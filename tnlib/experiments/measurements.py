@@ -1,7 +1,9 @@
 """Measuring: the cells or runs of an experiment that are missing, kept one by one, and in the end written as a table."""
 
+import multiprocessing
 import time
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -66,6 +68,23 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             raise
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
     return write_table(entry, store, path, identity, dataset)
+
+
+@contextmanager
+def processes(count: int):
+    """An executor of so many processes for `measure`; None for 0. What they are at ends when an error leaves the block:
+    a run takes an hour, and the error would be seen only then."""
+    if not count:
+        yield None
+        return
+    # Fresh processes: a forked one would wait for threads that it does not have.
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
+        try:
+            yield executor
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _missing_cells(entry, subject, done, executor, progress):
