@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tnlib.experiments.drops import counts, harmless, one_point
+from tnlib.experiments.drops import counts, counts_drawn, harmless
 from tnlib.experiments.statistics import (crossed_bootstrap, curve_bootstrap, curves_at, holm, informative, kendall,
                                           kendall_difference, layer_permutation_test, percentile_interval,
                                           student_interval)
@@ -58,78 +58,73 @@ def test_percentile_interval():
             percentile_interval(0.4, replicates)
 
 
-# ---- the bootstrap over seeds and images --------------------------------------------------------------------------
+# ---- the bootstrap over networks and images ------------------------------------------------------------------------
 
-def test_every_row_of_every_seed_has_the_same_images():
-    images = 64
-    codes = np.arange(images)
-    bits = [np.stack([codes >> bit & 1 for bit in range(6)] + [codes * 0 + one for one in (seed & 1, seed >> 1)]) > 0
-            for seed in range(4)]  # six rows spell the image, two the seed
+def test_images_and_networks_are_drawn_with_replacement():
+    networks, times = crossed_bootstrap(4, 64, replicates=300, seed=1)
+    assert networks.shape == (300, 4) and times.shape == (300, 64) and (times.sum(1) == 64).all()
+    # Each image and each network is drawn as often as any other, and some twice.
+    assert stats.chisquare(times.sum(0)).pvalue > 0.001 and times.max() > 1
+    assert stats.chisquare(np.bincount(networks.ravel(), minlength=4)).pvalue > 0.001
+    assert any(len(set(row)) < 4 for row in networks.tolist())
+    again, other = crossed_bootstrap(4, 64, 300, seed=1), crossed_bootstrap(4, 64, 300, seed=2)
+    assert all(np.array_equal(one, two) for one, two in zip((networks, times), again))
+    assert not any(np.array_equal(one, two) for one, two in zip((networks, times), other))
 
-    def look(drawn, seeds):
-        spelled = [array[:6].T @ (1 << np.arange(6)) for array in drawn]
-        assert all((images == spelled[0]).all() for images in spelled)
-        assert [array[6, 0] + 2 * array[7, 0] for array in drawn] == seeds.tolist()
-        return [*spelled[0], *seeds]
 
-    found = crossed_bootstrap(bits, look, replicates=300, seed=1)
-    assert found.shape == (300, images + 4)
-    # Each image and each seed is drawn as often as any other, with replacement.
-    for part, many in ((found[:, :images], images), (found[:, images:], 4)):
-        times = np.bincount(part.ravel(), minlength=many)
-        assert stats.chisquare(times).pvalue > 0.001
-        assert any(len(set(row)) < len(row) for row in part.tolist())
-    np.testing.assert_array_equal(found, crossed_bootstrap(bits, look, replicates=300, seed=1))
-    assert (found != crossed_bootstrap(bits, look, replicates=300, seed=2)).any()
+def test_tables_of_several_networks_have_the_same_draws():
+    """Tables that are read one after another are drawn alike: images whatever the networks, networks whatever the images."""
+    assert np.array_equal(crossed_bootstrap(1, 64, 20)[1], crossed_bootstrap(5, 64, 20)[1])
+    assert np.array_equal(crossed_bootstrap(5, 1, 20)[0], crossed_bootstrap(5, 64, 20)[0])
+    for numbers in ((0, 5, 5), (5, 0, 5), (5, 5, 0)):
+        with pytest.raises(ValueError, match="must be at least 1, got {}, {} and {}".format(*numbers)):
+            crossed_bootstrap(*numbers)
+
+
+def test_counts_are_those_of_the_images_drawn():
+    random = np.random.default_rng(3)
+    before, after = random.random(50) < 0.8, random.random((4, 50)) < 0.7
+    _, times = crossed_bootstrap(1, 50, replicates=7)
+    found = counts_drawn(before, after, times)
+    for replicate, many in enumerate(times):
+        images = np.repeat(np.arange(50), many)
+        expected = counts(before[images], after[:, images])
+        for name in ("lost", "gained"):
+            assert found[name][:, replicate].tolist() == expected[name].tolist()
+    assert found["images"] == 50
+    with pytest.raises(ValueError, match=r"times must be \(replicates, 50\)"):
+        counts_drawn(before, after, times[:, :40])
+    with pytest.raises(ValueError, match="must hold one bool an image"):
+        counts_drawn(before.astype(int), after, times)
 
 
 def test_spread_over_images_is_the_binomials():
-    """One seed: a bootstrapped accuracy drop has the variance of the paired difference, (lost + gained − net²/n)/n²."""
+    """A bootstrapped accuracy drop has the variance of the paired difference, (lost + gained − net²/n)/n²."""
     random = np.random.default_rng(0)
     before = random.random(2000) < 0.85
     after = before ^ (random.random(2000) < 0.05)
     found = counts(before, after)
-    drop = lambda drawn, seeds: counts(*drawn[0])["accuracy_drop"]
     net = found["lost"] - found["gained"]
     expected = 100 * math.sqrt(found["lost"] + found["gained"] - net**2 / 2000) / 2000
-    values = crossed_bootstrap([np.stack([before, after])], drop, replicates=2000)
+    drawn = counts_drawn(before, after, crossed_bootstrap(1, 2000, replicates=2000)[1])
+    values = 100 * (drawn["lost"] - drawn["gained"]) / 2000
     assert values.mean() == pytest.approx(found["accuracy_drop"], abs=4 * expected / math.sqrt(2000))
     assert values.std() == pytest.approx(expected, rel=0.08)
 
 
-def test_spread_over_seeds_comes_on_top():
-    """Seeds that differ by far more than images do: the bootstrap's variance is that of their mean, (n−1)/n · s²/n."""
+def test_spread_over_networks_is_that_of_their_mean():
+    """Its variance is (n−1)/n · s²/n."""
     accuracies = np.array([0.2, 0.5, 0.6, 0.9])
-    bits = [np.arange(4000)[None] < share * 4000 for share in accuracies]
-    mean = lambda drawn, seeds: np.mean([array.mean() for array in drawn])
-    values = crossed_bootstrap(bits, mean, replicates=2000)
-    seeds_only = accuracies.std() / 2
-    assert values.mean() == pytest.approx(0.55, abs=0.012) and values.std() == pytest.approx(seeds_only, rel=0.08)
+    values = accuracies[crossed_bootstrap(4, 1, replicates=2000)[0]].mean(1)
+    assert values.mean() == pytest.approx(0.55, abs=0.012) and values.std() == pytest.approx(accuracies.std() / 2, rel=0.08)
 
 
-def test_lambda_star_is_selected_anew():
-    """A step that is just harmless is selected in some replicates and not in others; one far from it, in all."""
-    images, nu = 10_000, np.array([0.95, 0.8])
+def test_a_step_that_is_just_harmless_is_so_in_some_replicates_only():
+    images = 10_000
     lost = lambda many: np.arange(images) >= many
-    bits = np.stack([lost(0), lost(5), lost(83)])  # 83 lost of 10,000 is just harmless
-
-    def lambda_star(drawn, seeds):
-        found = counts(drawn[0][0], drawn[0][1:])
-        steps = harmless(found["lost"], found["gained"], images)
-        return one_point([2, 1], 3, nu, np.sqrt(1 - nu**2), steps).lambda_star
-
-    values = crossed_bootstrap([bits], lambda_star, replicates=400)
-    assert lambda_star([bits], [0]) == pytest.approx(0.2)
-    assert set(values.round(12)) == {0.05, 0.2} and 0.3 < (values > 0.1).mean() < 0.7
-
-
-def test_bits_of_different_images_are_refused():
-    one = np.ones((2, 5), dtype=bool)
-    for bits in ([], [one, one[:, :4]]):
-        with pytest.raises(ValueError, match="of the same images, one a seed, got the shapes"):
-            crossed_bootstrap(bits, lambda drawn, seeds: 0)
-    with pytest.raises(ValueError, match="bits must hold one bool an image, got int64"):
-        crossed_bootstrap([one.astype(int)], lambda drawn, seeds: 0)
+    drawn = counts_drawn(lost(0), np.stack([lost(5), lost(83)]), crossed_bootstrap(1, images, replicates=400)[1])
+    fine = harmless(drawn["lost"], drawn["gained"], images)  # 83 lost of 10,000 is just harmless
+    assert harmless(83, 0, images) and fine[0].all() and 0.3 < fine[1].mean() < 0.7
 
 
 # ---- which cells a rank correlation takes -------------------------------------------------------------------------

@@ -162,25 +162,46 @@ def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
     assert loose["cifar10", 0.2] == "not reproduced" and loose["cifar10", 0.02] != "not reproduced"
 
 
-def test_the_bootstrap_finds_the_stars_of_the_table_when_nothing_is_drawn_anew(monkeypatch):
+@pytest.fixture
+def nothing_drawn_anew(monkeypatch):
+    monkeypatch.setattr(evidence, "crossed_bootstrap", lambda networks, images, replicates: (
+        np.arange(networks)[None], np.ones((1, images), dtype=int)))
+
+
+def test_the_bootstrap_finds_the_stars_of_the_table_when_nothing_is_drawn_anew(nothing_drawn_anew):
     """The rows that it leaves out, far down a curve, never count."""
-    monkeypatch.setattr(evidence, "crossed_bootstrap", lambda bits, statistic, replicates: np.array(
-        [statistic(bits, np.arange(len(bits)))]))
     pair = Pair("vanilla", "cifar10")
-    stars, layers = pair.stars
+    stars, layers = pair.stars_drawn
     points, _ = pair.points()
     assert list(layers) == points[points["seed"] == 0].sort_values(["layer", "cut"])["layer"].tolist()
     for seed, rows in points.groupby("seed"):
         assert stars[0, seed] == pytest.approx(rows.sort_values(["layer", "cut"])["lambda_star"].to_numpy())
 
 
-def test_the_bootstrap_stands_beside_the_interval(monkeypatch):
-    monkeypatch.setattr(evidence, "REPLICATES", 5)
-    claimed, pair = claims.read_claims(), Pair("vanilla", "cifar10")
-    for id in ("1a", "1b"):
-        checked = module._checked(judge(claimed["claims"][id], pair), pair, claimed)
-        assert checked.parts[0].check.low <= checked.parts[0].check.high and checked.parts[0].check.n == 5
-    assert checked.parts[1].check is None, "the sign in other widths has none"
+@pytest.fixture
+def checked(card):
+    """Claim → its numbers on the vanilla network, CIFAR-10, with the check; the tables are read once for all tests."""
+    pair = Pair("vanilla", "cifar10")
+    pair._found |= card.pairs[0]._found
+    return lambda id: module._checked(next(v for v in card.verdicts if v.claim == id), pair, card.claims).parts
+
+
+def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_anew(nothing_drawn_anew, checked):
+    for id in ("1a", "1b", "2", "3"):
+        part = checked(id)[0]
+        assert part.check.low == pytest.approx(part.interval.estimate) == part.check.high, id
+
+
+def test_the_bootstrap_stands_beside_the_interval(monkeypatch, checked):
+    monkeypatch.setattr(evidence, "REPLICATES", 20)
+    found = {id: checked(id) for id in ("1a", "1b", "2", "3", "4")}
+    checks = {id: [part.check is not None for part in parts] for id, parts in found.items()}
+    for part in (part for parts in found.values() for part in parts if part.check):
+        assert part.check.low <= part.check.high and part.check.n == 20
+    assert checks["1a"] == [True, True] and checks["3"] == [True]
+    assert checks["1b"][0] and not any(checks["1b"][1:]), "the sign in other widths has none"
+    assert checks["2"][0] and not any(checks["2"][1:]), "nor have the spectra, which no image has a part in"
+    assert not any(checks["4"]), "nor losses"
 
 
 def test_the_command_prints_every_verdict_and_why(card, monkeypatch):

@@ -34,6 +34,21 @@ def counts(before, after) -> dict:
             "accuracy": correct / before.size, "accuracy_drop": 100 * (lost - gained) / before.size}
 
 
+def counts_drawn(before, after, times) -> dict:
+    """`counts`' `images, lost, gained` where the images are drawn anew: the last two are arrays (..., replicates).
+
+    `before` and `after` as in `counts`; `times`: how often each image is drawn, (replicates, images).
+    """
+    times = np.asarray(times)
+    counts(before, after)  # refuses what are no bits of the same images
+    before, after = np.asarray(before), np.asarray(after)
+    if times.ndim != 2 or times.shape[1] != before.size:
+        raise ValueError(f"times must be (replicates, {before.size}), for so many images, got {times.shape}")
+    drawn = times.T.astype(np.float32)  # whole numbers far below 2²⁴: exact, and a fast product
+    lost, gained = ((bits.astype(np.float32) @ drawn).astype(np.int64) for bits in (before & ~after, ~before & after))
+    return {"images": before.size, "lost": lost, "gained": gained}
+
+
 def pack_difference(correct, baseline) -> bytes:
     """Bits of one cell, bool (images,), as the compressed difference from the untruncated network's.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .drops import LEVEL, MARGIN, check_bits, check_level
+from .drops import LEVEL, MARGIN, check_level
 
 FEW = 60  # cells of a stratum whose pairs are looked at one by one
 
@@ -54,26 +54,20 @@ def percentile_interval(estimate: float, replicates, level: float = LEVEL) -> In
     return Interval(float(estimate), *map(float, np.quantile(defined, [tail, 1 - tail])), defined.size)
 
 
-def crossed_bootstrap(bits, statistic, replicates: int = 1000, seed: int = 0) -> np.ndarray:
-    """The values (replicates, ...) of a statistic with seeds and images drawn anew, with replacement.
+def crossed_bootstrap(networks: int, images: int, replicates: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Networks and images drawn anew with replacement: which networks (replicates, networks), and how often each image
+    (replicates, images).
 
-    `bits`: one bool array (cells, images) a seed, the untruncated network's row among them. In a replicate all rows of
-    all seeds have the same images. `statistic(drawn, seeds)`: the list of drawn arrays, and the places in `bits` that
-    they are from, to find what belongs to a seed; what it selects, such as λ*, it selects anew. The check of
-    `student_interval`, which does not know that seeds share their images, and no more than that: of the spread of n
-    seeds it finds √((n−1)/n). With one seed, images alone are drawn. Raises `ValueError` for no seeds, or for different
-    numbers of images.
+    In a replicate all cells of all networks have the same images, see `drops.counts_drawn`; what a statistic selects,
+    such as λ*, is to be selected anew. Images do not depend on the number of networks. The check of `student_interval`,
+    which does not know that networks share their images, and no more than that: of the spread of n networks it finds
+    √((n−1)/n). With one network, images alone are drawn. Raises `ValueError` for numbers below 1.
     """
-    bits = [check_bits(array, "bits") for array in bits]
-    if len({array.shape[-1] for array in bits}) != 1:
-        raise ValueError(f"bits must be arrays (cells, images) of the same images, one a seed, "
-                         f"got the shapes {[array.shape for array in bits]}")
-    generator, images, values = np.random.default_rng(seed), bits[0].shape[-1], []
-    for _ in range(replicates):
-        seeds, drawn = generator.integers(len(bits), size=len(bits)), generator.integers(images, size=images)
-        arrays = {one: bits[one][..., drawn] for one in set(seeds.tolist())}
-        values.append(statistic([arrays[one] for one in seeds.tolist()], seeds))
-    return np.array(values)
+    if min(networks, images, replicates) < 1:
+        raise ValueError(f"networks, images and replicates must be at least 1, got {networks}, {images} and {replicates}")
+    of_images, of_networks = np.random.default_rng(seed).spawn(2)
+    times = [np.bincount(of_images.integers(images, size=images), minlength=images) for _ in range(replicates)]
+    return of_networks.integers(networks, size=(replicates, networks)), np.array(times)
 
 
 # ---- rank correlation --------------------------------------------------------------------------------------------

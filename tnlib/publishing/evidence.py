@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.catalogue import experiment_called
-from ..experiments.drops import counts, harmless, harmless_error_ratios, one_point, one_points
+from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import NETWORKS, conv_kernels
@@ -16,7 +16,7 @@ from ..experiments.statistics import crossed_bootstrap
 from ..experiments.tables import read_bits, read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
 from ..tensors.cuts import distinct_cuts
-from .claim_tests import missing_cases
+from .claim_tests import arm_at, missing_cases
 from .depth import stage
 
 REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
@@ -130,41 +130,62 @@ class Pair:
             raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
         return (runs, along), names
 
-    @functools.cached_property
-    def stars(self) -> tuple[np.ndarray, np.ndarray]:
-        """λ* in every replicate of the crossed bootstrap, (replicates, seeds, curves), and the layer of each curve."""
-        cells, _ = self.cells("truncation")
-        bits, curves = [], []
-        for seed, rows in cells.groupby("seed"):
-            path = _path("truncation", self.model, self.dataset, seed)
-            images = {split: of["images"] for split, of in read_card(path)["untruncated"].items()}
-            untruncated, correct = read_bits(path, images)["test"]
-            kept, own = [], []
-            for (layer, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut"]):
+    # ---- the check: networks and images drawn anew ----
+
+    @_once
+    def _points_drawn(self, experiment: str) -> dict[int, dict[tuple, list]]:
+        """Seed → (layer, cut) → `one_point` in every replicate of the images, for each draw of the curve."""
+        cells, _ = self.cells(experiment)
+        found = {}
+        for seed, rows in cells.assign(draw=cells.get("draw", 0)).groupby("seed"):
+            untruncated, correct = _test_bits(_path(experiment, self.model, self.dataset, seed))
+            _, times = crossed_bootstrap(1, len(untruncated), REPLICATES)
+            found[seed] = {}
+            for (layer, cut, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut", "draw"]):
                 hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
                 curve = curve.iloc[:int(hopeless.argmax()) + 1 if hopeless.any() else len(curve)]
-                own.append((layer, slice(len(kept), len(kept) + len(curve)), curve))
-                kept += curve["place"].tolist()
-            bits.append(np.concatenate([untruncated[None], correct[kept]]))
-            curves.append(own)
-        width = max(map(len, bits))
+                of = counts_drawn(untruncated, correct[curve["place"]], times)
+                fine = harmless(of["lost"], of["gained"], of["images"]).T
+                found[seed].setdefault((layer, cut), []).append(one_point(
+                    curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"], fine))
+        return found
 
-        def statistic(drawn, seeds):  # which seed, then which of its cells are harmless
-            found = np.zeros((len(seeds), width), dtype=np.int64)
-            for row, array, seed in zip(found, drawn, seeds):
-                of = counts(array[0], array[1:])
-                row[0], row[1:len(array)] = seed, harmless(of["lost"], of["gained"], of["images"])
-            return found
+    @functools.cached_property
+    def stars_drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """λ* in every replicate of the crossed bootstrap, (replicates, networks, curves), and the layer of each curve."""
+        points = list(self._points_drawn("truncation").values())
+        stars = np.array([[of[curve][0].lambda_star for curve in points[0]] for of in points])
+        return _networks_drawn(stars), np.array([layer for layer, _ in points[0]])
 
-        drawn = crossed_bootstrap(bits, statistic, REPLICATES)
-        stars = np.empty((*drawn.shape[:2], len(curves[0])))
-        for seed, own in enumerate(curves):
-            places = drawn[..., 0] == seed
-            fine = drawn[places][:, 1:].astype(bool)
-            for k, (_, steps, curve) in enumerate(own):
-                stars[places, k] = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"],
-                                             curve["relative_error"], fine[:, steps]).lambda_star
-        return stars, np.array([layer for layer, *_ in curves[0]])
+    def ratios_drawn(self) -> np.ndarray:
+        """Claim 2's mean ratio of ε*, geometric over curves and over networks, in every replicate: (replicates,)."""
+        truncated, noise = self._points_drawn("truncation"), self._points_drawn("noise")
+        of_networks = [np.mean([np.log(truncated[seed][curve][0].epsilon_star)
+                                - np.mean([np.log(draw.epsilon_star) for draw in draws], axis=0)
+                                for curve, draws in noise[seed].items() if curve in truncated[seed]], axis=0)
+                       for seed in noise if seed in truncated]
+        return np.exp(_networks_drawn(np.array(of_networks)).mean(1))
+
+    def recoveries_drawn(self, epochs: int, margin: float) -> np.ndarray:
+        """Claim 3's share of re-trained cases within the margin, mean over networks, in every replicate: (replicates,)."""
+        (runs, _), _ = self.retrained(epochs)
+        of_networks = []
+        for seed, rows in arm_at(runs, "free", epochs).groupby(level="seed"):
+            untruncated, correct = _test_bits(_path("retraining", self.model, self.dataset, seed))
+            of = counts_drawn(untruncated, correct[rows["place"]], crossed_bootstrap(1, len(untruncated), REPLICATES)[1])
+            of_networks.append(harmless(of["lost"], of["gained"], of["images"], margin).mean(0))
+        return _networks_drawn(np.array(of_networks)).mean(1)
+
+
+def _networks_drawn(values) -> np.ndarray:
+    """(networks, ..., replicates) → (replicates, networks, ...): in each replicate the networks that are drawn."""
+    places, _ = crossed_bootstrap(len(values), 1, values.shape[-1])
+    return np.moveaxis(values, -1, 0)[np.arange(len(places))[:, None], places]
+
+
+def _test_bits(path):
+    images = {split: of["images"] for split, of in read_card(path)["untruncated"].items()}
+    return read_bits(path, images)["test"]
 
 
 def _accuracies(model, dataset):

@@ -267,17 +267,24 @@ def scorecard(check: bool = True) -> Scorecard:
 
 
 def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
-    """With the bootstrap's intervals at the numbers that come from the truncations' answers."""
-    if verdict.claim not in ("1a", "1b") or not verdict.parts or (verdict.claim, pair.model) == ("1b", "resnet50"):
-        return verdict
-    stars, layers = pair.stars
+    """With the bootstrap's intervals at the first numbers, where they come from answers to images."""
     asked = claims["claims"][verdict.claim]["thresholds"]
-    if verdict.claim == "1a":
-        reached = stars >= asked["lambda_star"]
-        enough = [reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
-        drawn = [reached.mean((1, 2)), np.mean(enough, axis=(0, 2))]
-    else:
-        drawn = [(stars[..., layers == DEEP].mean(-1) - stars[..., layers == SHALLOW].mean(-1)).mean(1)]
+    kinds = [part.kind for part in verdict.parts]
+    match verdict.claim, kinds:
+        case "1a", ["share", *_]:
+            stars, layers = pair.stars_drawn
+            reached = stars >= asked["lambda_star"]
+            enough = [reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
+            drawn = [reached.mean((1, 2)), np.mean(enough, axis=(0, 2))]
+        case "1b", ["difference", *_]:
+            stars, layers = pair.stars_drawn
+            drawn = [(stars[..., layers == DEEP].mean(-1) - stars[..., layers == SHALLOW].mean(-1)).mean(1)]
+        case "2", ["ratio", *_]:
+            drawn = [pair.ratios_drawn()]
+        case "3", ["share"]:
+            drawn = [pair.recoveries_drawn(asked["epochs"], asked["margin_points"])]
+        case _:
+            return verdict
     checked = [dataclasses.replace(part, check=percentile_interval(part.interval.estimate, values))
                for part, values in zip(verdict.parts, drawn)]
     return dataclasses.replace(verdict, parts=(*checked, *verdict.parts[len(checked):]))
