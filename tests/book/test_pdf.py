@@ -16,6 +16,11 @@ PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 LARGE = 64  # pixels: a picture, not an icon
 
 
+def titles(outline):
+    """Of an outline, in its order, whatever the level."""
+    return [title for entry in outline for title in (titles(entry) if isinstance(entry, list) else [entry.title])]
+
+
 def plain(text):
     """Its letters and digits: spaces, ligatures and dashes differ on paper."""
     return re.sub(r"[\W_]+", "", normalize("NFKC", html.unescape(re.sub(r"<[^>]+>", "", text))))
@@ -40,9 +45,6 @@ def texts(book):
 @pytest.mark.browser
 @pytest.mark.published
 def test_every_chapter_is_there_and_in_the_outline(book, texts, chapters):
-    def titles(outline):
-        return [title for entry in outline for title in (titles(entry) if isinstance(entry, list) else [entry.title])]
-
     text, outline = plain("".join(texts)), {plain(title) for title in titles(book.outline)}
     for page, source in chapters.items():
         headings = [plain(re.sub(r'<a class="headerlink".*?</a>', "", found))
@@ -52,6 +54,22 @@ def test_every_chapter_is_there_and_in_the_outline(book, texts, chapters):
                               source)
         assert all(plain(caption) in text for caption in captions), page
     assert "mjx" not in text and "\\(" not in "".join(texts), "a formula is shown as it is written"
+
+
+@pytest.mark.browser
+@pytest.mark.published
+def test_a_heading_that_begins_a_page_is_once_in_the_outline(browser, site, tmp_path):
+    """Chromium would paint what stands out of its line on the page before too, and then name it twice."""
+    tab = browser.new_page(java_script_enabled=False)
+    tab.goto((site / "book" / "index.html").as_uri())
+    tab.locator("article").evaluate("""article => article.innerHTML = [2, 3, 4].map(level => `
+        <div style="height: 235mm; break-inside: avoid">A page's worth</div><h${level}>Heading ${level}</h${level}><p>Text</p>
+    `).join("")""")
+    tab.pdf(path=tmp_path / "page.pdf", outline=True, tagged=True, prefer_css_page_size=True)
+    tab.close()
+    made, headings = PdfReader(tmp_path / "page.pdf"), [f"Heading {level}" for level in (2, 3, 4)]
+    assert [page.extract_text().split("\n")[1] for page in made.pages[-3:]] == headings  # after the page's number
+    assert titles(made.outline)[-3:] == headings
 
 
 @pytest.mark.browser
