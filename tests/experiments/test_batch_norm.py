@@ -150,13 +150,23 @@ def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monke
     assert not catalogue.too_large(model, data)
 
 
-def test_networks_of_many_layers_are_fitted_at_three_kernels(model, data, monkeypatch):
+@pytest.mark.parametrize("experiment", ["cp", "ring", "train", "multi-mode", "data-aware"])
+def test_networks_of_many_layers_are_fitted_at_three_kernels(model, data, monkeypatch, experiment):
     monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
-    cells = EXPERIMENTS["cp"].cells(Subject("resnet50", model, data, 0))
+    (network, cells), = EXPERIMENTS[experiment].parts(Subject("resnet50", model, data, 0))
+    assert network is model
     asked = []
-    for _ in cells.generate(lambda labels: asked.append(labels["layer"])):
-        pass
+    if cells.asks:  # without the fits
+        list(cells.generate(lambda labels: asked.append(labels["layer"])))
+    else:
+        asked = [labels["layer"] for labels, _ in cells]
     assert list(dict.fromkeys(asked)) == ["conv1", "layer2.0.conv2", "layer4.0.conv2"]
+
+
+def test_the_data_aware_error_of_a_cell_takes_only_its_layer(model, data):
+    every, one = (Subject("resnet50", model, data, 0).moments(layers) for layers in (None, ["layer1.0.conv2"]))
+    assert list(every) == list(conv_kernels(model)) and list(one) == ["layer1.0.conv2"]
+    assert torch.equal(every["layer1.0.conv2"], one["layer1.0.conv2"])
 
 
 def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):

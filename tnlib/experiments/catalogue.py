@@ -65,16 +65,26 @@ class Subject:
         spatial = [layer for layer, kernel in kernels.items() if kernel.shape[2:].numel() > 1]
         return spatial, [layer for layer in kernels if layer not in spatial][::3]
 
+    @property
+    def fitted(self) -> list[str] | None:
+        """The layers to which networks are fitted: all (None) or, of a deep network, an early, a middle and a late one of
+        those whose kernels are larger than 1×1."""
+        if not self.deep:
+            return None
+        spatial, _ = self.layers
+        return list(dict.fromkeys(spatial[len(spatial) * k // 6] for k in (1, 3, 5) if spatial))
+
     @cached_property
     def train_images(self) -> np.ndarray:
         """Indices of the training images on which layers' inputs and outputs are looked at; class-balanced."""
         labels = split_arrays(self.dataset, "train")[1]
         return balanced_sample(labels, min(QUICK_TRAIN_IMAGES if self.quick else TRAIN_IMAGES, len(labels)), TRAIN_SEED)
 
-    @cached_property
-    def moments(self) -> dict[str, torch.Tensor]:
-        """Σ of every layer, see `patch_moments`; on the CPU, where kernels are replaced."""
-        found = patch_moments(on_default_device(self.model), self.dataset, images=self.train_images)
+    def moments(self, layers=None) -> dict[str, torch.Tensor]:
+        """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one; on the CPU, where
+        kernels are replaced."""
+        whole = [layer for layer in layers or conv_kernels(self.model) if self.model.get_submodule(layer).groups == 1]
+        found = patch_moments(on_default_device(self.model), self.dataset, images=self.train_images, layers=whole) if whole else {}
         return {layer: moment.cpu() for layer, moment in found.items()}
 
 
@@ -114,7 +124,7 @@ class Experiment:
         cells = self.cells(subject)
         if isinstance(cells, list):
             return cells
-        return [(subject.model, with_data_aware_error(cells, subject.moments) if weighed and self.weighed else cells)]
+        return [(subject.model, with_data_aware_error(cells, subject.moments(cells.kernels)) if weighed and self.weighed else cells)]
 
     def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
         """Indices of the images of a split that are evaluated; None: all."""
@@ -155,15 +165,13 @@ def _joint(its: Subject):
 def _cp(its: Subject):
     less = {"ranks": (1, 4, 16, 64), "starts": 1, "svd_starts": 0, "max_iterations": 15} if its.quick else {}
     if its.deep:
-        spatial, _ = its.layers
-        less = {"starts": 1, "svd_starts": 1, "max_iterations": 40} | less | {
-            "layers": [spatial[len(spatial) * k // 6] for k in (1, 3, 5)]}
-    return cp_truncations(its.model, seed=its.seed, **less)
+        less = {"starts": 1, "svd_starts": 1, "max_iterations": 40} | less
+    return cp_truncations(its.model, layers=its.fitted, seed=its.seed, **less)
 
 
 def _ring(its: Subject):
     less = {"ranks": (1, 2, 4, 8), "max_iterations": 10} if its.quick else {}
-    return ring_truncations(its.model, seed=its.seed, **less)
+    return ring_truncations(its.model, layers=its.fitted, seed=its.seed, **less)
 
 
 def _retraining(its: Subject, **options) -> Retraining:
@@ -182,12 +190,14 @@ EXPERIMENTS = {
     "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),
                          ("layer", "norm_kept"), weighed=False),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
-    "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments), ("layer", "cut", "rank"),
-                             weighed=False),  # it has that error from the start
+    "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.fitted)),
+                             ("layer", "cut", "rank"), weighed=False),  # it has that error from the start
     "multi-mode": Experiment(
-        lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick), ("layer", "rank_out", "rank_in")),
+        lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick, layers=its.fitted),
+        ("layer", "rank_out", "rank_in")),
     "train": Experiment(
-        lambda its: train_truncations(its.model, *[QUICK] * its.quick), ("layer", "rank_1", "rank_2", "rank_3")),
+        lambda its: train_truncations(its.model, *[QUICK] * its.quick, layers=its.fitted),
+        ("layer", "rank_1", "rank_2", "rank_3")),
     "cp": Experiment(_cp, ("layer", "rank")),
     "ring": Experiment(_ring, ("layer", "rank")),
     "controls": Experiment(
