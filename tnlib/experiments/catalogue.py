@@ -28,7 +28,7 @@ LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
-MANY_LAYERS = 20  # from so many on, networks are fitted at an early, a middle and a late kernel only, from fewer starts
+MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
 # What is measured of such a network where there is no GPU: hours instead of days.
 REDUCED_IMAGES, REDUCED_CUTS = 5000, ("OUT", "OUT,KW", "OUT,IN")
 REDUCED_RANKS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
@@ -66,9 +66,9 @@ class Subject:
         return spatial, [layer for layer in kernels if layer not in spatial][::3]
 
     @property
-    def fitted(self) -> list[str] | None:
-        """The layers to which networks are fitted: all (None) or, of a deep network, an early, a middle and a late one of
-        those whose kernels are larger than 1×1."""
+    def sampled(self) -> list[str] | None:
+        """The layers that what takes long is done at: all (None) or, of a deep network, an early, a middle and a late one
+        of those whose kernels are larger than 1×1."""
         if not self.deep:
             return None
         spatial, _ = self.layers
@@ -166,12 +166,12 @@ def _cp(its: Subject):
     less = {"ranks": (1, 4, 16, 64), "starts": 1, "svd_starts": 0, "max_iterations": 15} if its.quick else {}
     if its.deep:
         less = {"starts": 1, "svd_starts": 1, "max_iterations": 40} | less
-    return cp_truncations(its.model, layers=its.fitted, seed=its.seed, **less)
+    return cp_truncations(its.model, layers=its.sampled, seed=its.seed, **less)
 
 
 def _ring(its: Subject):
     less = {"ranks": (1, 2, 4, 8), "max_iterations": 10} if its.quick else {}
-    return ring_truncations(its.model, layers=its.fitted, seed=its.seed, **less)
+    return ring_truncations(its.model, layers=its.sampled, seed=its.seed, **less)
 
 
 def _retraining(its: Subject, **options) -> Retraining:
@@ -190,22 +190,22 @@ EXPERIMENTS = {
     "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),
                          ("layer", "norm_kept"), weighed=False),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
-    "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.fitted)),
+    "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.sampled)),
                              ("layer", "cut", "rank"), weighed=False),  # it has that error from the start
     "multi-mode": Experiment(
-        lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick, layers=its.fitted),
+        lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_out", "rank_in")),
     "train": Experiment(
-        lambda its: train_truncations(its.model, *[QUICK] * its.quick, layers=its.fitted),
+        lambda its: train_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_1", "rank_2", "rank_3")),
     "cp": Experiment(_cp, ("layer", "rank")),
     "ring": Experiment(_ring, ("layer", "rank")),
     "controls": Experiment(
         lambda its: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS,
-                             QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, its.seed),
+                             QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, its.seed, its.sampled),
         ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES),
     "gauges": Experiment(
-        lambda its: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None, its.seed),
+        lambda its: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None, its.seed, its.sampled),
         ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES),
     "memory": Experiment(lambda its: cut_truncations(its.model, cuts=CONTROL_CUTS), ("layer", "cut", "rank"), ("train",),
                          weighed=False),

@@ -156,14 +156,14 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
 
 # ---- the layer without its input, and the same function in other gauges --------------------------------------------
 
-def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tuple[nn.Module, Replacements]]:
-    """For each layer a network in which its bias is its mean output, and the replacement of its kernel by zero.
+def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None) -> list[tuple[nn.Module, Replacements]]:
+    """For each of `layers` (None: of the model) a network in which its bias is its mean output, and the replacement of its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
     the training images `images`. Labels: `layer, cut` ("none")`, rank` (0) and the rest as of a truncation.
     """
     means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess or to_unit_floats), []
-    for layer, kernel in conv_kernels(model).items():
+    for layer, kernel in chosen_layers(model, layers).items():
         network = copy.deepcopy(model)
         network.get_submodule(layer).bias = nn.Parameter(means[layer].to(kernel))
         labels = {"layer": layer, "cut": "none", "rank": 0, "max_rank": 0, "norm_kept": 0.0, "relative_error": 1.0,
@@ -193,8 +193,8 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
     return {layer: (total / counts[layer]).clone() for layer, total in sums.items()}
 
 
-def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0) -> list[tuple[nn.Module, Replacements]]:
-    """The truncations of `model` in all `gauges` of its function: (network, truncations of that network) each.
+def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0, layers=None) -> list[tuple[nn.Module, Replacements]]:
+    """The truncations of `layers` (None: of all) of `model` in all `gauges` of its function: (network, truncations of that network) each.
 
     Labels: `gauge`, those of `cut_truncations`, and `entropy` of the whole kernel at the cut in that gauge, in bits.
     Raises `ValueError` for a network that has no other gauges than its own.
@@ -203,7 +203,7 @@ def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0) -> list[tu
     if len(networks) == 1:
         raise ValueError(f"{type(model).__name__} has no other gauge: it is no plain chain of convolutions and linear "
                          "layers, and no batch norm follows its convolutions")
-    return [(network, labelled(_with_entropy(cut_truncations(network, cuts=cuts, ranks=ranks)), gauge=gauge))
+    return [(network, labelled(_with_entropy(cut_truncations(network, layers, cuts, ranks)), gauge=gauge))
             for gauge, network in networks.items()]
 
 
@@ -221,20 +221,22 @@ def _with_entropy(truncations: Replacements) -> Replacements:
 
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
-def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0) -> list[tuple[nn.Module, Replacements]]:
-    """Truncations at `cuts` and `ranks` and every control of theirs: (network, replacements), with a label `kind`.
+def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0,
+             layers=None) -> list[tuple[nn.Module, Replacements]]:
+    """Truncations of `layers` (None: of all) at `cuts` and `ranks` and every control of theirs: (network, replacements), with a label `kind`.
 
     `kind`: "truncation", "noise" (matched), "random-rank" and "random-error" (`random_subspace`), "smallest"
     (`smallest_kept`), "filters" (`filters_removed`); and, in networks of their own, "mean" (`mean_outputs`, from the
     training images `images`).
     """
-    truncations = cut_truncations(model, cuts=cuts, ranks=ranks)
+    truncations = cut_truncations(model, layers, cuts, ranks)
     kinds = {"truncation": truncations, "noise": _without(matched_noise(truncations, 1, seed), "draw"),
              "random-rank": random_subspace(truncations, "rank", seed),
              "random-error": random_subspace(truncations, "error", seed),
              "smallest": smallest_kept(truncations), "filters": filters_removed(truncations)}
+    means = mean_outputs(model, dataset, images, layers=layers)
     return [(model, joined([labelled(cells, kind=kind) for kind, cells in kinds.items()])),
-            *((network, labelled(cells, kind="mean")) for network, cells in mean_outputs(model, dataset, images))]
+            *((network, labelled(cells, kind="mean")) for network, cells in means)]
 
 
 def _without(replacements: Replacements, label: str) -> Replacements:

@@ -148,18 +148,18 @@ def random_gauge(model: nn.Module, seed: int, spread: float = 1.0) -> nn.Module:
 
 
 def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 1.0) -> list[dict]:
-    """What the same truncations lose of the norm in three gauges: rows with their labels, `gauge` and two numbers.
+    """What the same truncations lose of the norm in each gauge: rows with their labels, `gauge` and two numbers.
 
     `truncations`: (labels, {layer: kernel}) of `model`, one layer each. The truncated network is rescaled like the
-    whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. Gauges:
-    "trained", "balanced", and "random" as `random_gauge` draws it.
+    whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. The
+    gauges are those of `gauges`.
     """
     own = {layer: module.weight.detach() for layer, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    gauges = {"trained": model, "balanced": balanced(model), "random": random_gauge(model, seed, spread)}
+    networks = gauges(model, seed, spread)
     rows = []
     for labels, kernels in truncations:
         for layer, truncated in kernels.items():
-            for gauge, network in gauges.items():
+            for gauge, network in networks.items():
                 kernel = network.get_submodule(layer).weight.detach()
                 factor = torch.where(own[layer] == 0, 1.0, kernel / own[layer])    # of OUT row and IN column
                 rows.append(labels | {"gauge": gauge, "norm_kept": ((factor * truncated).norm() / kernel.norm()).item(),
