@@ -13,7 +13,7 @@ from .experiments.strengths import CASES
 from .publishing.claims import least_accuracy, read_claims
 from .publishing.depth import depth_axis, panel_layers, stage
 from .publishing.diagrams import Diagram, align
-from .publishing.figures import CUT_STYLES, figure, table, value
+from .publishing.figures import CUT_STYLES, figure, layer_looks, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
@@ -22,8 +22,8 @@ from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "CASES", "CUT_STYLES", "ONE_COLUMN",
-           "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
+           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "CASES", "CUT_STYLES", "layer_looks",
+           "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
            "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",
            "percentile_interval", "score_interval", "student_interval", "CaseName", "Count", "CutName", "DatasetName", "LayerName",

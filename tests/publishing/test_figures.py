@@ -231,3 +231,10 @@ def test_values_reach_the_text_as_plain_numbers(monkeypatch, number, plain):
 def test_a_value_is_a_number_or_a_text(monkeypatch):
     with pytest.raises(TypeError, match="must be a number or a text, got list"):
         figures.value("a", [1])
+
+
+def test_eight_layers_look_different_in_colour_and_in_grey_and_then_looks_come_again():
+    looks = figures.layer_looks(f"conv{k}" for k in range(1, 11))
+    assert len(looks) == 10 and looks["conv9"] == looks["conv1"] and looks["conv10"] == looks["conv2"]
+    for part in (0, 1):  # colour, marker
+        assert len({look[part] for look in looks.values()}) == 8

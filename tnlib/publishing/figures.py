@@ -4,6 +4,8 @@ import html
 import json
 import os
 import re
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ CUT_STYLES = {
     "OUT,IN": {"color": ORANGE, "marker": "D"}, "OUT,KW": {"color": VERMILION, "marker": "v"},
     "OUT,KH": {"color": PURPLE, "marker": "P"},
 }
+LOOKS = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (VERMILION, "D", ":"), (PURPLE, "v", "-"),
+         (SKY, "P", "--"), (BLACK, "X", "-."), (GREY, "*", ":"))
+
+
+def layer_looks(layers: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Layer or stage → (colour, marker, dash), the same in every chapter; after eight they come again."""
+    return dict(zip(layers, cycle(LOOKS)))
 
 
 def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tuple[str, ...],
