@@ -35,14 +35,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Several workers: one of them takes all tests of a file about the book, for they share a page or a browser."""
+    """Several workers: one of them takes all tests of a file that share a page, a browser or the scorecard."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class BookByFile(LoadScopeScheduling):
+    class SharingByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return nodeid.split("::")[0] if nodeid.startswith("tests/book/") else nodeid
+            shared = nodeid.startswith(("tests/book/", "tests/publishing/test_scorecard.py"))
+            return nodeid.split("::")[0] if shared else nodeid
 
-    return BookByFile(config, log)
+    return SharingByFile(config, log)
 
 
 @pytest.hookimpl(trylast=True)
