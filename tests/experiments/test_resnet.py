@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tnlib import Dataset, conv_kernels, evaluate, load_model, singular_values, train
+from tnlib import Dataset, conv_kernels, evaluate, load_model, singular_values, train, truncate
 from tnlib.experiments import weights
 from tnlib.experiments.controls import in_gauges
-from tnlib.experiments.gauges import folded, gauges
+from tnlib.experiments.gauges import folded, gauged_errors, gauges
 from tnlib.experiments.kernel_spectra import kernel_spectra, seen_taps
 from tnlib.experiments.networks import NETWORKS, Recipe, network
 from tnlib.experiments.resnet import ResNet50
@@ -152,6 +152,22 @@ def test_spectra_are_also_those_of_the_folded_kernels():
     assert set(table.query("layer == 'layer2.0.conv1'")["cut"]) == {"OUT"}, "a 1×1 kernel is a matrix"
     assert [gauge for _, cells in in_gauges(model, "OUT", [0.5]) for gauge in {labels["gauge"] for labels, _ in cells}] == [
         "trained", "folded"]
+
+
+def test_a_truncation_has_another_error_with_batch_norm_folded_in():
+    model, layer = small(), "layer2.0.conv2"
+    kernel = conv_kernels(model)[layer]
+    truncated = truncate(kernel, "OUT,KW", 5)
+    trained, fold = gauged_errors(model, [({"rank": 5}, {layer: truncated})])
+    assert (trained["gauge"], fold["gauge"]) == ("trained", "folded")
+    norm = model.layer2[0].bn2
+    rows = F.batch_norm(torch.ones(1, len(kernel)), torch.zeros(len(kernel)), norm.running_var, norm.weight, eps=norm.eps)[0]
+    rows = rows.view(-1, 1, 1, 1)
+    for row, scale in ((trained, 1), (fold, rows)):
+        share = lambda part: ((scale * part).norm() / (scale * kernel).norm()).item()
+        assert row["norm_kept"] == pytest.approx(share(truncated), rel=1e-4)
+        assert row["relative_error"] == pytest.approx(share(kernel - truncated), rel=1e-4)
+    assert fold["relative_error"] != pytest.approx(trained["relative_error"], rel=1e-3)
 
 
 # ---- training and weights ------------------------------------------------------------------------------------------

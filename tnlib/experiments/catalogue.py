@@ -84,7 +84,8 @@ class Subject:
         """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one; on the CPU, where
         kernels are replaced."""
         whole = [layer for layer in layers or conv_kernels(self.model) if self.model.get_submodule(layer).groups == 1]
-        found = patch_moments(on_default_device(self.model), self.dataset, images=self.train_images, layers=whole) if whole else {}
+        found = {} if not whole else patch_moments(on_default_device(self.model), self.dataset, images=self.train_images,
+                                                   layers=whole)
         return {layer: moment.cpu() for layer, moment in found.items()}
 
 
@@ -124,7 +125,9 @@ class Experiment:
         cells = self.cells(subject)
         if isinstance(cells, list):
             return cells
-        return [(subject.model, with_data_aware_error(cells, subject.moments(cells.kernels)) if weighed and self.weighed else cells)]
+        if weighed and self.weighed:
+            cells = with_data_aware_error(cells, subject.moments(cells.kernels))
+        return [(subject.model, cells)]
 
     def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
         """Indices of the images of a split that are evaluated; None: all."""

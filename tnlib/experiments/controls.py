@@ -157,7 +157,8 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
 # ---- the layer without its input, and the same function in other gauges --------------------------------------------
 
 def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None) -> list[tuple[nn.Module, Replacements]]:
-    """For each of `layers` (None: of the model) a network in which its bias is its mean output, and the replacement of its kernel by zero.
+    """For each of `layers` (None: of the model) a network in which its bias is its mean output, and the replacement of
+    its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
     the training images `images`. Labels: `layer, cut` ("none")`, rank` (0) and the rest as of a truncation.
@@ -194,7 +195,8 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
 
 
 def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0, layers=None) -> list[tuple[nn.Module, Replacements]]:
-    """The truncations of `layers` (None: of all) of `model` in all `gauges` of its function: (network, truncations of that network) each.
+    """The truncations of `layers` (None: of all) of `model` in all `gauges` of its function: (network, truncations of
+    that network) each.
 
     Labels: `gauge`, those of `cut_truncations`, and `entropy` of the whole kernel at the cut in that gauge, in bits.
     Raises `ValueError` for a network that has no other gauges than its own.
@@ -223,7 +225,8 @@ def _with_entropy(truncations: Replacements) -> Replacements:
 
 def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0,
              layers=None) -> list[tuple[nn.Module, Replacements]]:
-    """Truncations of `layers` (None: of all) at `cuts` and `ranks` and every control of theirs: (network, replacements), with a label `kind`.
+    """Truncations of `layers` (None: of all) at `cuts` and `ranks` and every control of theirs: (network, replacements),
+    with a label `kind`.
 
     `kind`: "truncation", "noise" (matched), "random-rank" and "random-error" (`random_subspace`), "smallest"
     (`smallest_kept`), "filters" (`filters_removed`); and, in networks of their own, "mean" (`mean_outputs`, from the
