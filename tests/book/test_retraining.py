@@ -68,12 +68,12 @@ def test_the_accuracies_are_those_of_the_answers(shapes_jobs):
 
 def test_truncated_minus_noise_is_paired_image_by_image(shapes_jobs):
     job, table = shapes_jobs["retraining"], shapes("retraining")
-    _, right = read_bits(find_table("retraining", "vanilla", "shapes", 0), {"test": 2000})["test"]
+    _, right = read_bits(find_table("retraining", "vanilla", "shapes", 0), {"test": 500})["test"]
     free, noise = (right[of_run(table, arm, 1).name] for arm in ("free", "noise"))
     row = made(job, "retraining-specificity").iloc[0]
     assert row["points"] == pytest.approx(100 * (free.mean() - noise.mean()))
     lost, gained = (noise & ~free).sum(), (~noise & free).sum()
-    upper = _upper_bound(gained, lost, 2000)  # one-sided 95 %, inside the two-sided one of the bar
+    upper = _upper_bound(gained, lost, len(free))  # one-sided 95 %, inside the two-sided one of the bar
     assert row["points"] < upper < row["high"] < upper + 1
     assert numbers(texts(job)["specific-points"]) == [pytest.approx(row["points"], abs=0.051)]
 

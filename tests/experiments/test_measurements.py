@@ -165,6 +165,20 @@ def test_for_trying_fewer_images_are_evaluated():
     held_out = entry.chosen_images(shapes, "validation")
     assert len(np.unique(held_out)) == 500 and held_out.max() < 800
     assert catalogue.EXPERIMENTS["controls"].on(subject).images == 500
+    assert catalogue.EXPERIMENTS["retraining"].on(subject).images == 500
+
+
+def test_for_trying_runs_are_on_fewer_images():
+    shapes = datasets.load_dataset("shapes")
+    subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
+    few = subject.for_runs().dataset
+    assert np.array_equal(few.test_images, shapes.test_images[shapes.subset(500)])  # those of every other experiment
+    assert np.array_equal(few.test_labels, shapes.test_labels[shapes.subset(500)])
+    assert np.bincount(few.train_labels).tolist() == [300] * 10
+    assert np.array_equal(few.validation_images, shapes.validation_images)
+    assert len(shapes.train_labels) == 7200 and len(shapes.test_labels) == 2000  # itself untouched
+    other = dataclasses.replace(subject, dataset=datasets.Dataset(shapes.test_images, shapes.test_labels))
+    assert other.for_runs() is other  # a data set that is not for trying
 
 
 def test_an_unknown_experiment_names_what_there_is():

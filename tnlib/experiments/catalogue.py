@@ -22,7 +22,7 @@ from .truncations import cut_truncations, joint_truncations
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
 QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
-QUICK_EVALUATED = 1000  # training images there on which re-trained networks are evaluated
+QUICK_TRAINED, QUICK_EVALUATED = 3000, 500  # training images there: those of a re-training, and those it is evaluated on
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
@@ -80,6 +80,17 @@ class Subject:
         labels = split_arrays(self.dataset, "train")[1]
         return balanced_sample(labels, min(QUICK_TRAIN_IMAGES if self.quick else TRAIN_IMAGES, len(labels)), TRAIN_SEED)
 
+    def for_runs(self) -> "Subject":
+        """Itself or, for trying, the same with fewer training images and those test images alone that are evaluated."""
+        if not self.quick:
+            return self
+        few = copy.copy(self.dataset)
+        trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
+        few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
+        evaluated = few.subset(min(QUICK_IMAGES, len(few.test_labels)))
+        few.test_images, few.test_labels = few.test_images[evaluated], few.test_labels[evaluated]
+        return replace(self, dataset=few)
+
     def moments(self, layers=None) -> dict[str, torch.Tensor]:
         """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one; on the CPU, where
         kernels are replaced."""
@@ -110,9 +121,7 @@ class Experiment:
     def on(self, subject: Subject) -> "Experiment":
         """This experiment as it is made on `subject`: in a reduced form on the first split only; there and for trying on
         fewer images."""
-        if self.runs:
-            return self
-        if subject.reduced:
+        if subject.reduced and not self.runs:
             return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
         return replace(self, images=min(self.images or QUICK_IMAGES, QUICK_IMAGES)) if subject.quick else self
 

@@ -40,8 +40,10 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     dataset = as_trained_on(dataset, network_called(model))
     network = load_model(model, dataset.name, seed)
     subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
-    if entry.runs and executor is None:
-        network.to(default_device())
+    if entry.runs:
+        subject = subject.for_runs()
+        if executor is None:
+            network.to(default_device())
     entry = entry.on(subject)
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
