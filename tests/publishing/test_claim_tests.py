@@ -41,6 +41,16 @@ def test_where_the_interval_lies_is_the_verdict(estimate, low, high, kind, verdi
     assert decide(Interval(estimate, low, high, 3), 0.5, 0.25, kind) == verdict
 
 
+def test_the_reason_names_every_number_that_decides():
+    wide = Part("wide", (0.9, 1.4, 1.1), "ratio", 1.25, 1.0)
+    small = Part("small", (0.080, 0.081, 0.082), "deficit", 0.10, 0.0)
+    enough = Part("enough", (0.15, 0.16, 0.15), "deficit", 0.10, 0.0)
+    reason = reason_of((wide, enough, small), worst((wide, enough, small)))
+    assert "wide: 1.11" in reason and "straddles" in reason
+    assert "small: 8.1 %" in reason and "smaller than the 10.0 % asked for" in reason and "enough" not in reason
+    assert "others reach" in reason_of((enough, enough), "reproduced")
+
+
 @pytest.mark.parametrize("estimate", [0.0, 0.3, 1.0])
 def test_one_network_is_inconclusive_whatever_it_says(estimate):
     part = share_part("a share", 0.5, [estimate], 28)

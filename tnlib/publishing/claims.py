@@ -186,6 +186,11 @@ class Verdict:
         return joint_p(self.parts)
 
     @property
+    def networks(self) -> list[int]:
+        """On how many networks the numbers that decide are measured; not all on as many."""
+        return sorted({part.interval.n for part in self.parts if part.verdict is not None})
+
+    @property
     def words(self) -> str:
         """The verdict, and with its readings where they differ."""
         if len(set(self.readings.values())) < 2:
@@ -241,22 +246,26 @@ def overall(verdicts: list[str], needed: int = 3) -> str:
 
 
 def reason_of(parts: tuple[Part, ...], verdict: str) -> str:
-    """Why the parts lead to `verdict`: the part that decides, with its numbers, and how it lies to its marks."""
-    part = next(part for part in parts if part.verdict == verdict)
+    """Why the parts lead to `verdict`: those that decide, with their numbers, and how they lie to their marks."""
+    deciding = [part for part in parts if part.verdict == verdict]
+    if verdict == REPRODUCED and len(deciding) > 1:
+        return f"{deciding[0].words}: this and the others reach their thresholds"
+    return "; ".join(f"{part.words}: {_place(part)}" for part in deciding)
+
+
+def _place(part: Part) -> str:
+    """How a number lies to its marks, in words."""
     bound, threshold = part.text(part.bound), part.text(part.threshold)
-    if verdict == REPRODUCED:
-        alone = sum(part.verdict is not None for part in parts) == 1
-        why = "reaches the threshold" if alone else "this and the others reach their thresholds"
-    elif verdict == PARTLY:
-        why = f"above the bound of refutation, {bound}, but below the {threshold} asked for"
-    elif verdict == NOT_REPRODUCED:
-        why = f"below the bound of refutation, {bound}"
-    elif part.kind == "sign":
-        why = "not the sign of the published network, so depth and width are not told apart"
-    elif part.interval.n == 1:
-        why = "and one network says nothing on others"
-    elif part.interval.low > part.bound:
-        why = f"above the bound of refutation, {bound}, but smaller than the {threshold} asked for"
-    else:
-        why = f"the interval straddles the bound of refutation, {bound}"
-    return f"{part.words}: {why}"
+    if part.verdict == REPRODUCED:
+        return "reaches the threshold"
+    if part.verdict == PARTLY:
+        return f"above the bound of refutation, {bound}, but below the {threshold} asked for"
+    if part.verdict == NOT_REPRODUCED:
+        return f"below the bound of refutation, {bound}"
+    if part.kind == "sign":
+        return "not the sign of the published network, so depth and width are not told apart"
+    if part.interval.n == 1:
+        return "and one network says nothing on others"
+    if part.interval.low > part.bound:
+        return f"above the bound of refutation, {bound}, but smaller than the {threshold} asked for"
+    return f"the interval straddles the bound of refutation, {bound}"

@@ -173,7 +173,7 @@ class Scorecard:
 
     def summary(self) -> pd.DataFrame:
         """One row a claim: its verdict on each pair, with the number of networks, and overall; in words, with a symbol."""
-        networks = lambda v: "" if v.verdict == NOT_TESTED else f" (n\u00a0=\u00a0{v.parts[0].interval.n})"
+        networks = lambda v: "" if v.verdict == NOT_TESTED else f" (n\u00a0=\u00a0{' or '.join(map(str, v.networks))})"
         rows = []
         for id, claim in self.claims["claims"].items():
             found = self.of(id)
