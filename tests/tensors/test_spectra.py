@@ -7,7 +7,7 @@ import quimb.tensor as qtn
 import torch
 from hypothesis import assume, given, strategies as st
 
-from tnlib.tensors.cuts import CUTS, MODES, norm_kept, singular_values, truncate
+from tnlib.tensors.cuts import CUTS, MODES, norm_kept, relative_error, singular_values, truncate
 from tnlib.tensors.spectra import (
     effective_rank, entanglement_entropy, entropy, gaussian_like, marchenko_pastur, participation_ratio, rank_for_error,
     rank_for_norm, shuffled_rows, weights)
@@ -55,6 +55,17 @@ def test_known_spectra(values, bits, ratio, dtype):
     assert found.item() == pytest.approx(bits, abs=accuracy)
     assert effective_rank(spectrum).item() == pytest.approx(2 ** bits, rel=2 * accuracy)
     assert participation_ratio(spectrum).item() == pytest.approx(ratio, rel=2 * accuracy)
+
+
+@pytest.mark.parametrize("kernel", [gaussian().half(), 1e-25 * gaussian().float(), 1e19 * gaussian().float()],
+                         ids=["half", "tiny", "huge"])
+def test_no_scale_and_no_dtype_overflows(kernel):
+    """Squares of these leave the range of their dtype."""
+    assert entanglement_entropy(kernel, "OUT").dtype == kernel.dtype
+    assert entanglement_entropy(kernel, "OUT").item() == pytest.approx(entanglement_entropy(gaussian(), "OUT").item(), rel=1e-2)
+    truncated, kept = truncate(kernel, "OUT", 6), norm_kept(gaussian(), truncate(gaussian(), "OUT", 6)).item()
+    assert norm_kept(kernel, truncated).dtype == kernel.dtype and norm_kept(kernel, truncated).item() == pytest.approx(kept, rel=1e-2)
+    assert relative_error(kernel, truncated).item() == pytest.approx((1 - kept ** 2) ** 0.5, rel=1e-2)
 
 
 @given(spectrum=spectra, scale=st.floats(1e-3, 1e3))

@@ -21,6 +21,11 @@ class Cut:
 
     rows: tuple[str, ...]
 
+    def __post_init__(self):
+        if not (isinstance(self.rows, tuple) and 0 < len(self.rows) < len(MODES)
+                and self.rows == tuple(mode for mode in MODES if mode in self.rows)):
+            raise ValueError(f"rows must be a tuple of one to three of {', '.join(MODES)}, in this order, got {self.rows!r}")
+
     @classmethod
     def parse(cls, name) -> "Cut":
         """The cut called `name`, e.g. "OUT,KW" (in any order of its modes); a `Cut` is returned as it is.
@@ -69,8 +74,8 @@ class Cut:
 
     def dimensions(self, shape) -> tuple[int, int]:
         """(rows, columns) of this cut's matrix for a kernel of `shape`."""
-        if len(shape) != 4:
-            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW), got {tuple(shape)}")
+        if len(shape) != 4 or not all(size > 0 for size in shape):
+            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW) of positive size, got {tuple(shape)}")
         rows = math.prod(shape[MODES.index(mode)] for mode in self.rows)
         return rows, math.prod(shape) // rows
 
@@ -171,7 +176,7 @@ def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.T
 
     Raises `ValueError` when the shapes differ or the kernel is zero.
     """
-    return torch.linalg.vector_norm(kernel - _alike(kernel, approximation)) / _norm(kernel)
+    return _ratio(kernel - _alike(kernel, approximation), kernel)
 
 
 def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
@@ -179,7 +184,7 @@ def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor
 
     Raises `ValueError` when the shapes differ or the kernel is zero.
     """
-    return torch.linalg.vector_norm(_alike(kernel, approximation)) / _norm(kernel)
+    return _ratio(_alike(kernel, approximation), kernel)
 
 
 def _alike(kernel, approximation):
@@ -191,8 +196,8 @@ def _alike(kernel, approximation):
     return approximation
 
 
-def _norm(kernel):
-    norm = torch.linalg.vector_norm(kernel)
+def _ratio(part, kernel):
+    norm = torch.linalg.vector_norm(kernel, dtype=torch.float64)  # squares leave a smaller dtype's range
     if norm == 0:
         raise ValueError(f"the kernel of shape {tuple(kernel.shape)} is zero: nothing is relative to it")
-    return norm
+    return (torch.linalg.vector_norm(part, dtype=torch.float64) / norm).to(part.dtype)

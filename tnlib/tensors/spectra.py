@@ -15,8 +15,9 @@ MARCHENKO_PASTUR_LEAST = 30  # a law for large matrices; below this both sides a
 
 
 def weights(spectrum: torch.Tensor) -> torch.Tensor:
-    """p = s² / Σs², shape (max_rank,). Raises `ValueError` for a spectrum of zeros."""
-    squares = spectrum.square()
+    """p = s² / Σs², shape (max_rank,), in float64: squares leave a smaller dtype's range. Raises `ValueError` for a
+    spectrum of zeros."""
+    squares = spectrum.double().square()
     if not squares.sum() > 0:
         raise ValueError("the singular values are all zero: a zero kernel has no normalised spectrum")
     return squares / squares.sum()
@@ -25,7 +26,8 @@ def weights(spectrum: torch.Tensor) -> torch.Tensor:
 def entropy(spectrum: torch.Tensor) -> torch.Tensor:
     """H = −Σ p log₂ p in bits, 0-dimensional: from 0 (rank 1) to log₂ max_rank (all values equal)."""
     p = weights(spectrum)
-    return -torch.special.xlogy(p, p).sum() / math.log(2) + 0.0  # + 0.0: no negative zero
+    bits = -torch.special.xlogy(p, p).sum() / math.log(2) + 0.0  # + 0.0: no negative zero
+    return bits.to(spectrum.dtype)
 
 
 def effective_rank(spectrum: torch.Tensor) -> torch.Tensor:
@@ -35,7 +37,7 @@ def effective_rank(spectrum: torch.Tensor) -> torch.Tensor:
 
 def participation_ratio(spectrum: torch.Tensor) -> torch.Tensor:
     """1 / Σp², 0-dimensional: the number of values that carry the weight, never above the effective rank."""
-    return 1 / weights(spectrum).square().sum()
+    return (1 / weights(spectrum).square().sum()).to(spectrum.dtype)
 
 
 def rank_for_norm(spectrum: torch.Tensor, norm_kept: float) -> int:
