@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tnlib.experiments import catalogue, datasets, measurements, store, weights
+from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.replacements import dense
@@ -92,17 +92,17 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     (tmp_path / "results" / "truncation-vanilla-small-s0.sqlite").unlink()
     added, add = [], store.Store.add
 
-    def stop_at_30(self, key, *rest):
+    def stop_at_30(self, cell):
         if len(added) == 30:
             raise KeyboardInterrupt
-        added.append(key)
-        add(self, key, *rest)
+        added.append(cell[0])
+        add(self, cell)
 
     monkeypatch.setattr(store.Store, "add", stop_at_30)
     with pytest.raises(KeyboardInterrupt):
         measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert not (tmp_path / "again").exists()
-    monkeypatch.setattr(store.Store, "add", lambda self, key, *rest: (added.append(key), add(self, key, *rest)))
+    monkeypatch.setattr(store.Store, "add", lambda self, cell: (added.append(cell[0]), add(self, cell)))
     again = measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(added) == len(set(added)) == len(read_table(whole)) + 2, "no cell twice"
     first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
@@ -179,6 +179,22 @@ def test_for_trying_runs_are_on_fewer_images():
     assert len(shapes.train_labels) == 7200 and len(shapes.test_labels) == 2000  # itself untouched
     other = dataclasses.replace(subject, dataset=datasets.Dataset(shapes.test_images, shapes.test_labels))
     assert other.for_runs() is other  # a data set that is not for trying
+
+
+def test_another_data_set_than_the_networks_own_is_refused(small, tmp_path):
+    other = datasets.Dataset(small.test_images, small.test_labels[::-1].copy(), name="small")
+    with pytest.raises(ValueError, match="is not the data set that vanilla-small-s0 was trained on"):
+        measure("shrink", "vanilla", other)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_table_of_other_weights_is_not_found(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "results",))
+    path = measure("shrink", "vanilla", small, progress=False)
+    assert tables.find_table("shrink", "vanilla", "small", 0) == path
+    card = weights.find_weights("vanilla", "small").with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": "0" * 64}))  # as if trained again
+    assert tables.find_table("shrink", "vanilla", "small", 0) is None
 
 
 def test_an_unknown_experiment_names_what_there_is():

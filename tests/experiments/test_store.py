@@ -15,7 +15,7 @@ BITS = np.arange(20) % 3 == 0
 def test_cells_come_back_in_their_place_whatever_the_order_they_came_in(tmp_path):
     store = Store(tmp_path / "new" / "a.sqlite", {"what": "a"})
     for place in (2, 0, 1):
-        store.add(f"cell {place}", place, {"rank": place, "norm_kept": 0.1 + place}, BITS, place / 3)
+        store.add((f"cell {place}", place, {"rank": place, "norm_kept": 0.1 + place}, BITS, place / 3))
     again = Store(tmp_path / "new" / "a.sqlite", {"what": "a"})
     assert again.places().keys() == {"cell 0", "cell 1", "cell 2"}
     assert [(key, labels) for key, labels, _, _ in again.cells()] == [
@@ -26,20 +26,20 @@ def test_cells_come_back_in_their_place_whatever_the_order_they_came_in(tmp_path
 
 def test_what_is_there_stays(tmp_path):
     store = Store(tmp_path / "a.sqlite", {})
-    store.add("k", 0, {"first": True}, BITS, 1.0)
-    store.add("k", 0, {"first": False}, ~BITS, 2.0)
+    store.add(("k", 0, {"first": True}, BITS, 1.0))
+    store.add(("k", 0, {"first": False}, ~BITS, 2.0))
     assert [(labels, loss) for _, labels, _, loss in store.cells()] == [({"first": True}, 1.0)]
 
 
 def test_a_loss_that_is_no_number_is_kept(tmp_path):
     store = Store(tmp_path / "a.sqlite", {})
-    store.add("k", 0, {}, BITS, float("nan"))
+    store.add(("k", 0, {}, BITS, float("nan")))
     ((key, _, _, loss),) = store.cells()
     assert key == "k" and np.isnan(loss)
 
 
 def test_another_measurement_is_refused(tmp_path):
-    Store(tmp_path / "a.sqlite", {"weights": "x"}).add("k", 0, {}, BITS, 1.0)
+    Store(tmp_path / "a.sqlite", {"weights": "x"}).add(("k", 0, {}, BITS, 1.0))
     with pytest.raises(StoreError, match='another measurement:\n  there: {"weights": "x"}\n  asked: {"weights": "y"}'):
         Store(tmp_path / "a.sqlite", {"weights": "y"})
     assert Store(tmp_path / "a.sqlite", {"weights": "x"}).places().keys() == {"k"}
@@ -48,7 +48,7 @@ def test_another_measurement_is_refused(tmp_path):
 def _add_many(path, start):
     store = Store(path, {})
     for k in range(start, start + 60):
-        store.add(str(k), k, {"by": start}, BITS, 0.0)
+        store.add((str(k), k, {"by": start}, BITS, 0.0))
 
 
 def test_two_processes_at_once_lose_nothing(tmp_path):
@@ -68,7 +68,7 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match="a.sqlite: file is not a database"):
+    with pytest.raises(StoreError, match="a.sqlite is damaged .file is not a database.: move it away"):
         Store(tmp_path / "a.sqlite", {})
 
 
@@ -78,10 +78,24 @@ def test_an_unwritable_folder_is_named(tmp_path):
         Store(tmp_path / "file" / "a.sqlite", {})
 
 
+def test_what_belongs_together_is_kept_whole(tmp_path):
+    store = Store(tmp_path / "a.sqlite", {})
+    run = [(f"epoch {k}", k, {"training": 1}, BITS, 1.0) for k in range(3)]
+    with pytest.raises(TypeError):
+        store.add(*run, ("epoch 3", 3, {"training": {1}}, BITS, 1.0))  # no JSON
+    assert not store.places()
+    store.add(run[0])  # half a run, as if kept by a process that was stopped
+    again = [(key, place, {"training": 2}, ~BITS, 2.0) for key, place, *_ in run]
+    store.add(*again)
+    assert [(labels["training"], loss) for _, labels, _, loss in store.cells()] == 3 * [(2, 2.0)]
+    store.add(*run)  # another process, later
+    assert [labels["training"] for _, labels, _, _ in store.cells()] == [2, 2, 2]
+
+
 def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     """SQLite's own limit on a file's pages stands in for a full disk: the same error on the same path."""
     store = Store(tmp_path / "a.sqlite", {})
-    store.add("first", 0, {}, BITS, 1.0)
+    store.add(("first", 0, {}, BITS, 1.0))
     connect = sqlite3.connect
 
     def small(*arguments, **options):
@@ -91,6 +105,6 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sqlite3, "connect", small)
     with pytest.raises(StoreError, match="a.sqlite: database or disk is full.*is intact"):
-        store.add("second", 1, {"long": os.urandom(40_000).hex()}, BITS, 1.0)
+        store.add(("second", 1, {"long": os.urandom(40_000).hex()}, BITS, 1.0))
     monkeypatch.undo()
     assert store.places().keys() == {"first"}

@@ -48,6 +48,12 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     monkeypatch.setattr(running, "_published", lambda: "other")
     assert outdated(job) == ["published/ changed"]
     monkeypatch.setattr(running, "_published", lambda: "same")
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vanilla-mine-s0.json").write_text("{}")
+    assert outdated(job) == ["your networks or data changed"]
+    assert running._own_files(Job(section, {"rank": 8}, job.folder)) == "", "the book's own pages do not look at them"
+    (tmp_path / "weights" / "vanilla-mine-s0.json").unlink()
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
     assert outdated(job) == ["its text changed"]
 

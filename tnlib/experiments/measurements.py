@@ -39,6 +39,11 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, network_called(model))
     network = load_model(model, dataset.name, seed)
+    card = read_card(find_weights(model, dataset.name, seed))
+    if card["core_fingerprint"] != dataset.core_fingerprint:
+        raise ValueError(f"{dataset!r} is not the data set that {stem(model, dataset.name, seed)} was trained on (its core fingerprint is "
+                         f"{dataset.core_fingerprint[:16]}…, the card's {card['core_fingerprint'][:16]}…): give it another name, or "
+                         "train again")
     subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
     if entry.runs:
         subject = subject.for_runs()
@@ -47,7 +52,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     entry = entry.on(subject)
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
-                "weights": read_card(find_weights(model, dataset.name, seed))["sha256"],
+                "weights": card["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
     if dataset.name == "shapes":
         # Fewer cells than elsewhere, and fewer images (None: all), also behind the data-aware error.
@@ -62,8 +67,9 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         device = default_device() if executor is None else "cpu"
         call, begun = store.begin({"started": now(), **precision, **provenance(device)}), time.perf_counter()
         try:
-            for place, found in results:
-                store.add(place["key"], place["place"], place["labels"], found.correct, found.loss)
+            for together in results:
+                store.add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
+                            for place, found in together))
         except (KeyboardInterrupt, FileNotFoundError, ValueError):
             if entry.runs and (lacking := _lacking(entry, subject, store.places())):
                 write_table(entry, store, path, identity | {"missing": lacking}, dataset)
@@ -90,7 +96,8 @@ def processes(count: int):
 
 
 def _missing_cells(entry, subject, done, executor, progress):
-    """How many cells are missing, and an iterator of ({"key", "place", "labels"}, evaluation) that evaluates them."""
+    """How many cells are missing, and an iterator that evaluates them: lists of ({"key", "place", "labels"}, evaluation),
+    of what is kept together."""
     parts, jobs, place = entry.parts(subject), [], 0
     for split in entry.splits:
         key = f"{split} {UNTRUNCATED}"
@@ -109,7 +116,7 @@ def _missing_cells(entry, subject, done, executor, progress):
             swept = on_default_device(swept) if executor is None else swept
             for place, found in sweep(swept, subject.dataset, left, executor, split=split, images=images,
                                       progress=progress):
-                yield place, found
+                yield [(place, found)]
                 if progress and place["key"] == f"{split} {UNTRUNCATED}":
                     labels = split_arrays(subject.dataset, split)[1]
                     show_untruncated(found, labels if images is None else labels[images])
@@ -137,15 +144,15 @@ def _missing_runs(entry, subject, done, executor, progress):
     def results():
         if f"{split} {UNTRUNCATED}" not in done:
             whole = evaluate(subject.model, subject.dataset)
-            yield {"key": f"{split} {UNTRUNCATED}", "place": 0, "labels": {"split": split}}, whole
+            yield [({"key": f"{split} {UNTRUNCATED}", "place": 0, "labels": {"split": split}}, whole)]
         futures = [executor.submit(_run_whole, plan.prepared(*run), run) for run in missing] if executor else []
         ended = (future.result() for future in as_completed(futures)) if executor else (
             list(plan.run(*run)) for run in missing)
         try:
             for rows in tqdm(ended, total=len(missing), unit="run", disable=not progress):
-                for labels, found in rows:
-                    key = entry.key_of(split, labels)
-                    yield {"key": key, "place": places[key], "labels": {"split": split} | labels}, found
+                keyed = [(entry.key_of(split, labels), labels, found) for labels, found in rows]
+                yield [({"key": key, "place": places[key], "labels": {"split": split} | labels}, found)
+                       for key, labels, found in keyed]
         finally:
             for future in futures:
                 future.cancel()

@@ -1,7 +1,7 @@
 """Results under way: one SQLite file a measurement, so that a kill, a full disk or a second run loses nothing.
 
 A row is a cell: its key, its place in the order of the table, its labels, and what was found. Each is written in a
-transaction of its own as it comes, and a key that is already there is left as it is.
+transaction of its own as it comes, those of a run of training in one, and what is already there is left as it is.
 """
 
 import json
@@ -45,11 +45,19 @@ class Store:
         with self._errors(), self._connection() as database:
             return dict(database.execute("SELECT key, place FROM cells"))
 
-    def add(self, key: str, place: int, labels: dict, correct: np.ndarray, loss: float) -> None:
-        """Keep one cell: `place` orders the table, `correct` is one bool an image."""
-        row = key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
+    def add(self, *cells: tuple[str, int, dict, np.ndarray, float]) -> None:
+        """Keep cells that belong together, all of them or none: (key, place, labels, correct, loss) each.
+
+        `place` orders the table, `correct` is one bool an image. What is there already is left as it is, but for a part
+        of what belongs together, which is replaced.
+        """
+        rows = [(key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss))
+                for key, place, labels, correct, loss in cells]
         with self._errors(), self._connection() as database:
-            database.execute("INSERT INTO cells VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING", row)
+            database.execute("BEGIN IMMEDIATE")
+            there = (database.execute("SELECT 1 FROM cells WHERE key = ?", row[:1]).fetchone() for row in rows)
+            if not all(there):
+                database.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", rows)
 
     def begin(self, call: dict) -> int:
         """Note that a call has begun to add cells, and how; returns its number, for `end`."""
@@ -85,6 +93,13 @@ class Store:
     def _errors(self):
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"results cannot be kept in {self.path}: {error}. Is the folder writable, is the disk full? "
-                             "What was kept before is intact; the same command goes on from there.") from None
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise self._not_kept(error) from None
+            raise StoreError(f"{self.path} is damaged ({error}): move it away to measure anew") from None
+        except OSError as error:
+            raise self._not_kept(error) from None
+
+    def _not_kept(self, error):
+        return StoreError(f"results cannot be kept in {self.path}: {error}. Is the folder writable, is the disk full? "
+                          "What was kept before is intact; the same command goes on from there.")

@@ -2,6 +2,7 @@
 wrong, as differences from the untruncated network's) and .json (the card)."""
 
 import hashlib
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .truncations import outcome
-from .weights import read_card, stem
+from .weights import find_weights, read_card, stem
 
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
@@ -73,12 +74,13 @@ def bits_path(path: Path) -> Path:
 def find_table(experiment: str, model: str, dataset: str, seed: int) -> Path | None:
     """The table of a measurement: the published one, else your own below runs/, else None.
 
-    Tables of another version of the experiment, with other cells, do not count.
+    Tables of another version of the experiment, with other cells, do not count, nor do those of other weights. Raises
+    `FileNotFoundError` where there are no weights.
     """
-    version = experiment_called(experiment).version
+    wanted = experiment_called(experiment).version, read_card(find_weights(model, dataset, seed))["sha256"]
     for folder in FOLDERS:
         path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
-        if path.is_file() and read_card(path)["version"] == version:
+        if path.is_file() and itemgetter("version", "weights")(read_card(path)) == wanted:
             return path
     return None
 

@@ -19,7 +19,7 @@ import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets.config import Config
 
-from ..experiments.files import PUBLISHED, ROOT, write_json
+from ..experiments.files import PUBLISHED, ROOT, RUNS, write_json
 from ..experiments.provenance import RECORDED, now, provenance
 from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
 from .section import OUTPUT_VARIABLE
@@ -184,7 +184,7 @@ def _stamp(job: Job) -> dict[str, str]:
     return {"its text": _digest([job.section.path]),
             "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
             "tnlib": _digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
-            "published/": _published(), "installed packages": _packages()}
+            "published/": _published(), "your networks or data": _own_files(job), "installed packages": _packages()}
 
 
 def outdated(job: Job, stamp: dict[str, str] | None = None) -> list[str]:
@@ -205,6 +205,14 @@ def _digest(paths) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _own_files(job: Job) -> str:
+    """Of what a page that is not the book's may show: your own networks, and your own images."""
+    if job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}:
+        return ""
+    images = [Path(value) for value in job.values.values() if str(value).endswith(".npz")]
+    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
 
 
 @cache
