@@ -100,10 +100,11 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     from .experiments.weights import find_weights
     keep_freed_memory()
     experiment_called(experiment)
+    images = load_dataset(dataset, data)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
     with processes(workers) as executor:
-        path = measure(experiment, model, load_dataset(dataset, data), seed, folder, executor)
+        path = measure(experiment, model, images, seed, folder, executor)
     click.echo(f"Results: {path}")
     if publish:
         describe_results(PUBLISHED)

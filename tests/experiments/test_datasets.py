@@ -206,6 +206,7 @@ def test_an_npz_is_the_data_set_of_its_arrays(tmp_path, save):
 NOT_A_DATA_SET = {
     "missing-key": ({"test_images": I}, r"missing: \['test_labels'\], unknown: none"),
     "unknown-key": (arrays() | {"labels": L}, r"missing: none, unknown: \['labels'\]"),
+    "classes": (arrays() | {"classes": np.array("cat")}, "holds no data set: "),
     "objects": (arrays() | {"test_labels": L.astype(object)}, "cannot be read .*allow_pickle=False"),
 }
 
@@ -235,6 +236,13 @@ def test_an_altered_or_truncated_npz_is_refused_or_reads_the_same(tmp_path, save
         else:
             assert all(np.array_equal(found[key], content[key]) for key in found)
     assert refused > len(altered) / 2
+
+
+def test_a_file_that_is_called_as_another_data_set_is_no_other(tmp_path):
+    for name, message in (("cifar10", "is not cifar10"), ("shapes", "'shapes' is the data set that tnlib draws")):
+        np.savez(tmp_path / f"{name}.npz", **arrays())
+        with pytest.raises(ValueError, match=message):
+            load_dataset(tmp_path / f"{name}.npz")
 
 
 def test_an_array_alone_is_no_npz(tmp_path):

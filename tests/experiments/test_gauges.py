@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import balanced, chain, gauged_errors, random_gauge, rescaled
+from tnlib.experiments.gauges import balanced, chain, folded, gauged_errors, random_gauge, rescaled
 from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.truncations import cut_truncations
 from tnlib.tensors.cuts import relative_error, truncate
 from tnlib.tensors.spectra import entanglement_entropy
 
@@ -171,6 +172,44 @@ BAD = {
 def test_bad_factors_are_named(factors, message):
     with pytest.raises(ValueError, match=message):
         rescaled(vanilla(), factors)
+
+
+class Reused(nn.Module):
+    """A batch norm after two convolutions, or a convolution before two batch norms."""
+
+    def __init__(self, convolutions, norms):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(norms))
+
+    def forward(self, x):
+        for k in range(2):
+            x = self.norms[k % len(self.norms)](self.convolutions[k % len(self.convolutions)](x))
+        return x
+
+
+@pytest.mark.parametrize("convolutions, norms", [(2, 1), (1, 2)])
+def test_what_is_used_twice_cannot_be_folded(convolutions, norms):
+    with pytest.raises(ValueError, match="no convolution that a batch norm follows"):
+        folded(Reused(convolutions, norms))
+
+
+def test_folding_leaves_the_function():
+    model = Reused(2, 2)
+    for norm in model.norms:
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.data.normal_(), norm.bias.data.normal_()
+    model.eval()
+    image = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(model)(image), model(image))
+
+
+def test_gauged_errors_take_factors():
+    model = vanilla()
+    factors = list(cut_truncations(model, ["conv2"], ["OUT"], [3]))
+    dense = [(labels, {"conv2": truncate(model.conv2.weight.detach(), "OUT", 3)}) for labels, _ in factors]
+    for row, other in zip(gauged_errors(model, factors), gauged_errors(model, dense), strict=True):
+        assert row["relative_error"] == pytest.approx(other["relative_error"], rel=1e-5)
 
 
 def test_a_truncation_loses_another_norm_in_another_gauge_and_the_function_stays():

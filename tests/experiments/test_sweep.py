@@ -290,11 +290,19 @@ of_its_batch = small(conv(), nn.BatchNorm2d(3, track_running_stats=False))
 parametrised = small(conv(), nn.utils.parametrizations.weight_norm(conv()))
 KERNEL = torch.zeros(32, 3, 3, 3)
 LARGE = Dataset(np.zeros((2, 48, 48, 3), dtype=np.uint8), [0, 1])
+with_nan = small(conv(), conv())
+with_nan[1].bias.data[2] = np.nan
+NAN = KERNEL.clone()
+NAN[3, 1, 0, 2] = np.nan
 MANY = Dataset(np.zeros((2, 32, 32, 3), dtype=np.uint8), [0, 40])
 BAD = {
     "layer": (bad([({}, {}), ({}, {"conv9": KERNEL})]), "unknown layer 'conv9': the model's convolutions are 'conv1'"),
     "shape": (bad([({}, {"conv1": KERNEL[:4]})]), r"kernel of 'conv1' must be torch.float32 \(32, 3, 3, 3\), got"),
     "dtype": (bad([({}, {"conv1": KERNEL.double()})]), "got torch.float64"),
+    "nan": (bad([({}, {}), ({}, {"conv1": NAN})]), "the kernel of 'conv1' holds NaN or infinity"),
+    "model's nan": (bad(model=with_nan), "the model's 1.bias holds NaN or infinity"),
+    "no data set": (bad(dataset="shapes"), "dataset must be a tnlib.Dataset, as load_dataset gives one, got 'shapes'"),
+    "no executor": (bad(executor=4), "executor must be a concurrent.futures.Executor or None, got 4"),
     "array": (bad([({}, {"conv1": KERNEL.numpy()})]), "got ndarray"),
     "no kernels": (bad([({}, None)]), r"each of replacements must be \(labels, \{layer: kernel\}\)"),
     "empty": (bad([]), "replacements is empty"),

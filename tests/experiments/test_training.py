@@ -378,6 +378,8 @@ BAD = {
     "no-train": (lambda folder: run(folder, Dataset(np.zeros((3, 16, 16, 3), np.uint8), [0, 1, 2])), "has 0 training"),
     "oblong": (lambda folder: run(folder, Dataset(*[np.zeros((30, 16, 32, 3), np.uint8), np.arange(30) % 3] * 2)),
                r"square images.* has \(16, 32\)"),
+    "too-few-for-twins": (lambda folder: train("vanilla-true-labels", dataset(), folder=folder),
+                          "this network is trained on 10,000 images, and Dataset.'mine'.* has fewer"),
     "size": (lambda folder: run(folder, dataset(side=20)), "image size divisible by 16, got .*image_size=20"),
     "diverged": (lambda folder: run(folder, recipe=dataclasses.replace(RECIPE, peak_lr=1e25, clip_norm=1e25)),
                  r"diverged in epoch 1 \(loss (nan|inf)\): lower the learning rate, 1e\+25"),

@@ -78,6 +78,8 @@ def test_seeds_are_numbers_of_the_published_networks_else_of_your_own(folders):
     assert trained_seeds("vanilla", "mine") == [0, 2, 10]
     save(folders[0], 3)
     assert trained_seeds("vanilla", "mine") == [3]
+    save(folders[1], 4).rename(folders[1] / "vanilla-my[v2]-s4.safetensors")
+    assert trained_seeds("vanilla", "my[v2].npz") == [4]
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
@@ -107,6 +109,7 @@ def test_weights_without_a_card_are_refused(folders):
 
 
 CARDS = {
+    "no-object": ("[]", "card .*vanilla-mine-s0.json must hold a JSON object, got list"),
     "no-json": ("{", "card .*vanilla-mine-s0.json is not valid JSON"),
     "no-sha256": (json.dumps(CARD), "its card says None"),
     "other-channels": ({"architecture": ARCHITECTURE | {"channels": [2, 3, 4, 6]}}, "not the network that its card"),

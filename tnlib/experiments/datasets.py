@@ -206,7 +206,15 @@ def load_dataset(name, root=None) -> Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: load_dataset takes {', '.join(map(repr, NAMES))}, "
                                 "or the path of an existing .npz file")
-    return Dataset(**_read_npz(path), name=path.stem)
+    if path.stem in CIFAR:  # checked like any other copy
+        return _load_cifar(path.stem, path.parent)
+    if path.stem == "shapes":
+        raise ValueError(f"{path}: 'shapes' is the data set that tnlib draws; give the file another name")
+    arrays = _read_npz(path)
+    try:
+        return Dataset(**arrays, name=path.stem)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no data set: {error}") from None
 
 
 def _load_cifar(name, root) -> Dataset:

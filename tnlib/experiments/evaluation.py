@@ -80,7 +80,12 @@ def eval_mode(model: torch.nn.Module):
 
 
 def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of "test", "validation" or "train"; `ValueError` for another split or an empty one."""
+    """Images and labels of "test", "validation" or "train".
+
+    Raises `ValueError` for another split or an empty one, `TypeError` for anything but a data set.
+    """
+    if not hasattr(dataset, "test_images"):
+        raise TypeError(f"dataset must be a tnlib.Dataset, as load_dataset gives one, got {dataset!r}")
     if split not in ("test", "validation", "train"):
         raise ValueError(f"unknown split {split!r}: it takes 'test', 'validation' or 'train'")
     images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")

@@ -6,9 +6,12 @@ entropies and relative errors are not the same: a statement about them is one ab
 """
 
 import copy
+from collections import Counter
 
 import torch
 from torch import fx, nn
+
+from .replacements import dense
 
 
 def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, nn.Module]:
@@ -46,16 +49,17 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def _normalized(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """The convolutions whose output goes into a batch norm and nowhere else, each with it."""
+    """The convolutions whose output goes into a batch norm and nowhere else, each with it; both are used once."""
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a module's forward raises when it is traced
         raise ValueError(f"{type(model).__name__} cannot be traced, so its batch norms are not known: {error}") from None
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    once = lambda node: isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
     found = []
-    for node in graph.nodes:
-        norm = model.get_submodule(node.target) if node.op == "call_module" else None
-        source = node.args[0] if node.args else None
-        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or source.op != "call_module":
+    for node in filter(once, graph.nodes):
+        norm, source = model.get_submodule(node.target), node.args[0] if node.args else None
+        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or not once(source):
             continue
         conv = model.get_submodule(source.target)
         if isinstance(conv, nn.Conv2d) and len(source.users) == 1:
@@ -150,7 +154,7 @@ def random_gauge(model: nn.Module, seed: int, spread: float = 1.0) -> nn.Module:
 def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 1.0) -> list[dict]:
     """What the same truncations lose of the norm in each gauge: rows with their labels, `gauge` and two numbers.
 
-    `truncations`: (labels, {layer: kernel}) of `model`, one layer each. The truncated network is rescaled like the
+    `truncations`: (labels, {layer: kernel or factors}) of `model`, one layer each. The truncated network is rescaled like the
     whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. The
     gauges are those of `gauges`.
     """
@@ -159,6 +163,7 @@ def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 
     rows = []
     for labels, kernels in truncations:
         for layer, truncated in kernels.items():
+            truncated = dense(truncated)
             for gauge, network in networks.items():
                 kernel = network.get_submodule(layer).weight.detach()
                 factor = torch.where(own[layer] == 0, 1.0, kernel / own[layer])    # of OUT row and IN column

@@ -47,10 +47,16 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
     Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, one that computes its
-    weight or shares it, a kernel of another shape or dtype, no replacements, a model without convolutions, that does not
-    take such images or answers to each by its batch, one that cannot be pickled for an executor, and indices out of range.
+    weight or shares it, a kernel of another shape or dtype, NaN or infinity in a kernel or the model, no replacements, a
+    model without convolutions, that does not take such images or answers to each by its batch, one that cannot be pickled
+    for an executor, and indices out of range.
     """
+    if executor is not None and not hasattr(executor, "submit"):
+        raise TypeError(f"executor must be a concurrent.futures.Executor or None, got {executor!r}")
     layers = conv_kernels(model)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"the model's {name} holds NaN or infinity")
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
     refused = _not_replaceable(model, layers)
     for layer in getattr(replacements, "kernels", ()):
@@ -194,6 +200,8 @@ def _checked_cell(cell, layers, refused):
         want = layers[layer]
         known = isinstance(kernel, (torch.Tensor, KernelFactors))
         dtype = _tensors(kernel)[0].dtype if known else None
+        if known and not all(torch.isfinite(tensor).all() for tensor in _tensors(kernel)):
+            raise ValueError(f"the kernel of {layer!r} holds NaN or infinity")
         if not known or tuple(kernel.shape) != tuple(want.shape) or dtype != want.dtype:
             got = f"{dtype} {tuple(kernel.shape)}" if known else type(kernel).__name__
             raise ValueError(f"the kernel of {layer!r} must be {want.dtype} {tuple(want.shape)}, got {got}")

@@ -76,9 +76,14 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
 
 
 def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:
-    """`dataset` with the training images and labels that `entry` takes of it: all, or fewer, their labels shuffled."""
+    """`dataset` with the training images and labels that `entry` takes of it: all, or fewer, their labels shuffled.
+
+    Raises `ValueError` where it has too few.
+    """
     if entry.images is None:
         return dataset
+    if entry.images > len(dataset.train_labels):
+        raise ValueError(f"this network is trained on {entry.images:,} images, and {dataset!r} has fewer")
     chosen = balanced_sample(dataset.train_labels, entry.images, SAMPLE_SEED)
     images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
     part = copy.copy(dataset)

@@ -1,5 +1,6 @@
 """Trained weights: safetensors files, each with a JSON card, read only after their sha256 is checked."""
 
+import glob
 import json
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def trained_seeds(model: str, dataset: str) -> list[int]:
     """
     prefix = stem(model, dataset, 0).removesuffix("0")
     for folder in FOLDERS:
-        numbers = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.safetensors")]
+        numbers = [path.stem.removeprefix(prefix) for path in folder.glob(f"{glob.escape(prefix)}*.safetensors")]
         if seeds := sorted(int(number) for number in numbers if number.isdigit()):
             return seeds
     raise _no_weights(model, dataset, 0)
@@ -69,11 +70,14 @@ def read_card(path) -> dict:
     """The JSON card beside a weights or results file. Raises `FileNotFoundError` or `ValueError` naming it."""
     card = Path(path).with_suffix(".json")
     try:
-        return json.loads(card.read_text(encoding="utf-8"))
+        content = json.loads(card.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} has no card: {card} is missing") from None
     except ValueError as error:
         raise ValueError(f"the card {card} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"the card {card} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def published_networks() -> list[dict]:
