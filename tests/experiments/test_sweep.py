@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -302,6 +302,8 @@ BAD = {
     "nan": (bad([({}, {}), ({}, {"conv1": NAN})]), "the kernel of 'conv1' holds NaN or infinity"),
     "model's nan": (bad(model=with_nan), "the model's 1.bias holds NaN or infinity"),
     "no data set": (bad(dataset="shapes"), "dataset must be a tnlib.Dataset, as load_dataset gives one, got 'shapes'"),
+    "preprocess": (bad(executor=ProcessPoolExecutor(1), preprocess=lambda images: images / 255),
+                   "preprocess cannot be handed to other processes .*define it at the top of a module"),
     "no executor": (bad(executor=4), "executor must be a concurrent.futures.Executor or None, got 4"),
     "array": (bad([({}, {"conv1": KERNEL.numpy()})]), "got ndarray"),
     "no kernels": (bad([({}, None)]), r"each of replacements must be \(labels, \{layer: kernel\}\)"),

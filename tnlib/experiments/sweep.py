@@ -13,7 +13,9 @@ each worker holds one unit of work, and the calling process the kernels of `work
 
 import copy
 import itertools
+import pickle
 from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +51,15 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, one that computes its
     weight or shares it, a kernel of another shape or dtype, NaN or infinity in a kernel or the model, no replacements, a
     model without convolutions, that does not take such images or answers to each by its batch, one that cannot be pickled
-    for an executor, and indices out of range.
+    for an executor (or a `preprocess` for its processes), and indices out of range.
     """
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor must be a concurrent.futures.Executor or None, got {executor!r}")
+    if isinstance(executor, ProcessPoolExecutor):
+        try:
+            pickle.dumps(preprocess)
+        except Exception as error:  # of a lambda, or whatever it holds
+            raise ValueError(f"preprocess cannot be handed to other processes ({error}): define it at the top of a module") from None
     layers = conv_kernels(model)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
