@@ -162,7 +162,7 @@ def executed(monkeypatch, folder, **given):
     """The chapter's cells run here; returns figures' and tables' captions and the values of the text."""
     captions, said, section = {}, {}, sections()["retraining"]
     values = section_values(section, "published", given)
-    for name in ("name", "folder", "values", "read", "made"):  # which `open_section` sets
+    for name in ("name", "folder", "values", "read", "made", "of_the_book"):  # which `open_section` sets
         monkeypatch.setattr(figures.section, name, getattr(figures.section, name))
     monkeypatch.setenv("TNLIB_OUTPUT", str(folder))
     monkeypatch.setattr(notebook, "parameters", lambda section: None)

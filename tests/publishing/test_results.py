@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from tnlib.experiments import tables, weights
 from tnlib.experiments.networks import NETWORKS, network
 from tnlib.experiments.store import StoreError
 from tnlib.experiments.tables import find_table, read_table
@@ -58,6 +59,27 @@ def test_kernels_overlap_with_what_they_were_before_training():
 def test_an_unknown_experiment_names_what_there_is():
     with pytest.raises(ValueError, match="unknown experiment 'retrain': it takes .*'retraining-answers'"):
         results.results("retrain", "vanilla", "shapes")
+
+
+def test_a_page_of_the_book_is_given_only_what_is_published(monkeypatch, tmp_path):
+    published = find_table("shrink", "vanilla", "cifar10", 0)
+    for suffix in (".csv", ".json"):
+        shutil.copy(published.with_suffix(suffix), tmp_path / f"shrink-vanilla-cifar10-s0{suffix}")
+    monkeypatch.setattr(tables, "FOLDERS", (tmp_path,))  # as if it were only in runs/
+    monkeypatch.setattr(results, "section", OpenSection(of_the_book=True))
+    with pytest.raises(FileNotFoundError, match="no results of 'shrink' for vanilla on cifar10; measure them with"):
+        results.results("shrink", "vanilla", "cifar10")
+    monkeypatch.setattr(results, "section", OpenSection())
+    assert len(results.results("shrink", "vanilla", "cifar10")) == len(read_table(published))
+
+    save_own = weights.FOLDERS[0] / "vanilla-cifar10-s0.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(save_own.with_suffix(suffix), tmp_path / f"vanilla-cifar10-s0{suffix}")
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "none", tmp_path))
+    assert results.results("networks", "vanilla", "cifar10")["seed"].tolist() == [0]
+    monkeypatch.setattr(results, "section", OpenSection(of_the_book=True))
+    with pytest.raises(FileNotFoundError, match="no published weights of vanilla on cifar10"):
+        results.results("networks", "vanilla", "cifar10")
 
 
 def test_the_profile_full_measures_every_network_anew_and_reads_nothing_published(monkeypatch, tmp_path):

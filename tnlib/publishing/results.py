@@ -64,7 +64,7 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     """
     seeds, anew = trained_seeds(model, dataset), section.values.get("profile") == "full"
     tables = [path for seed in seeds if (path := _table(experiment, model, dataset, seed))]
-    if not tables and not measure:
+    if not tables and (not measure or section.of_the_book):
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
     if anew or not tables:
@@ -90,9 +90,11 @@ def _measured_once(experiment, model, dataset, seed, anew) -> Path:
 
 
 def _table(experiment, model, dataset, seed) -> Path | None:
-    """`find_table`; under the profile `full` only what was measured here."""
+    """`find_table`; on a page of the book only what is published, under the profile `full` only what was measured here."""
     path = find_table(experiment, model, dataset, seed)
-    if section.values.get("profile") != "full" or path is None:
+    if path is None or section.of_the_book and path.parent != PUBLISHED / "results":
+        return None
+    if section.values.get("profile") != "full":
         return path
     own = RUNS / "results" / path.name
     return own if own.is_file() else None
@@ -128,11 +130,14 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     trained first, and how again. "networks": one row a network, what its card says of it. "training": the entropies of
     its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
     each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
-    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. Raises `ValueError` for
-    an unknown experiment.
+    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
+    are all the published ones is given what is published, and nothing of runs/. Raises `ValueError` for an unknown
+    experiment.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
+    if section.of_the_book and find_weights(model, dataset, trained_seeds(model, dataset)[0]).parent != PUBLISHED / "weights":
+        raise FileNotFoundError(f"no published weights of {model} on {dataset}: pages of the book look at no others")
     frame = EXPERIMENTS[experiment](model, dataset, **options)
     of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
     section.note(experiment + of, _files(experiment, model, dataset))
