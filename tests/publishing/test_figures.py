@@ -98,6 +98,20 @@ def test_the_card_names_what_the_figure_was_made_from(shown, tmp_path):
     assert card["versions"]["torch"] == version("torch") and card["licence"] == "CC-BY-4.0"
 
 
+@pytest.mark.parametrize("sources, added", [(("controls",), " Evaluated on 5,000 class-balanced test images."),
+                                            (("controls", "truncation"), " In part evaluated on 5,000 class-balanced test images."),
+                                            (("truncation",), ""), (("weights",), "")])
+def test_a_caption_says_on_how_many_images_where_they_are_not_all(shown, tmp_path, sources, added):
+    for experiment in ("controls", "truncation"):
+        results(experiment, "vanilla", "cifar10")
+    figures.figure(draw(), "a-line", "Caption.", ALT, DATA, sources=sources, claims=())
+    figures.table(DATA, "a-table", "Caption.", sources=sources, claims=())
+    for id in ("a-line", "a-table"):
+        assert json.loads((tmp_path / "figures" / f"{id}.json").read_text())["caption"] == f"Caption.{added}"
+    (_, metadata), (data, _) = shown
+    assert metadata["tnlib"]["caption"] == f"Caption.{added}" and f"{{table}} Caption.{added}\n" in data["text/markdown"]
+
+
 def test_on_a_dark_page_greys_are_turned_round_and_marked_artists_stay(shown, tmp_path):
     fig = draw()
     fig.axes[0].plot(DATA.x, DATA.y, color="#010203", gid=AS_IT_IS)

@@ -15,6 +15,7 @@ from IPython.display import display
 from myst_nb import glue
 
 from ..experiments.files import atomic_path
+from ..experiments.weights import read_card
 from .cards import about, check_card, write_card
 from .pictures import check_picture, write_pictures
 from .section import section
@@ -42,7 +43,8 @@ def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tu
     """Show `fig` as a numbered figure, and write its files into figures/: `id`.svg, .pdf, .png, .csv and a card, `id`.json.
 
     `fig`: `ONE_COLUMN` or `TWO_COLUMNS` wide, no text below 7 points. `id`: lower-case words joined by hyphens, one in
-    the book; text refers to it as {numref}`id`. `caption`: Markdown that stands alone. `alt`: what is seen, for those who
+    the book; text refers to it as {numref}`id`. `caption`: Markdown that stands alone; on how many images a source was
+    measured is added, where they are not all. `alt`: what is seen, for those who
     do not see it. `data`: the plotted values, tidy; every value that is plotted is in it. `sources`: what it was drawn
     from, by the names that `results` took ("truncation of NAME": of another network than the page's), or "weights" for
     the page's network itself; none where it is drawn by formulas alone. `claims`: the ids in book/claims.yml that it
@@ -59,6 +61,7 @@ def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tu
         check_picture(fig, data)
     except ValueError as error:
         raise ValueError(f"figure {id!r}: {error}") from None
+    caption += _on_fewer_images(sources)
     folder, card = section.folder / "figures", {"id": id, "kind": "figure", "caption": caption, "alt": alt}
     files = write_pictures(fig, folder, id, about(card))
     plt.close(fig)  # or Jupyter shows it a second time
@@ -78,7 +81,7 @@ def table(frame: pd.DataFrame, id: str, caption: str, sources: tuple[str, ...], 
     _check_labels(id, caption)
     _check_data(id, frame)
     check_card(id, sources, claims)
-    folder = section.folder / "figures"
+    folder, caption = section.folder / "figures", caption + _on_fewer_images(sources)
     write_card(folder, {"id": id, "kind": "table", "caption": caption}, [_write_data(folder, id, frame)], sources, claims)
     shown = frame if text is None else text
     cells = shown.map(lambda entry: f"{entry:.4g}" if isinstance(entry, float) else str(entry))
@@ -114,6 +117,16 @@ def _check_labels(id, caption):
         raise ValueError(f"id must be lower-case words joined by hyphens, got {id!r}")
     if not caption.strip():
         raise ValueError(f"{id!r}: the caption is empty")
+
+
+def _on_fewer_images(sources) -> str:
+    """A sentence for the caption where the tables read for `sources`, or some, are about a part of the test images."""
+    cards = [read_card(path) for source in sources for path in section.read.get(source, ()) if path.suffix == ".csv"]
+    numbers = [card["test_images"]["number"] for card in cards if "test_images" in card]
+    if not numbers:
+        return ""
+    return (f" {'Evaluated' if len(numbers) == len(cards) else 'In part evaluated'} on "
+            f"{' or '.join(f'{number:,}' for number in sorted(set(numbers)))} class-balanced test images.")
 
 
 def _check_data(id, data):
