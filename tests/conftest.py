@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tnlib.experiments.datasets import CIFAR, find_files
 
 settings.register_profile("tnlib", deadline=None, derandomize=True, max_examples=30, database=None)
 settings.load_profile("tnlib")
@@ -18,8 +19,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def cifar_is_there() -> bool:
-    folder = os.environ.get("TNLIB_DATA")
-    return bool(folder) and all((Path(folder) / f"{name}.npz").is_file() for name in ("cifar10", "cifar100"))
+    return all(find_files(name) for name in CIFAR)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,4 @@
-"""Bad input to the commands: one message that names the thing, and a non-zero exit."""
+"""The commands: where their results go, and, for bad input, one message that names the thing and a non-zero exit."""
 
 import shutil
 
@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from tnlib.cli import main
-from tnlib.experiments import weights
+from tnlib.experiments import datapackage, measurements, training, verification, weights
+from tnlib.experiments.files import PUBLISHED, ROOT, RUNS
+from tnlib.publishing import building
 
 
 def run(*words):
@@ -32,6 +34,48 @@ def test_bad_input(words, message):
     assert result.exit_code != 0 and message in result.output
     assert "Traceback" not in result.output and result.output.count("Error") == 1
 
+
+# ---- where results go --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("publish, folder", [((), RUNS), (("--publish",), PUBLISHED)], ids=["runs", "published"])
+def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, folder):
+    asked = []
+    monkeypatch.setattr(training, "train", lambda model, data, seed, folder: asked.append((model, data.name, seed, folder)))
+    monkeypatch.setattr(measurements, "measure", lambda *arguments: asked.append(arguments[4]))
+    monkeypatch.setattr(datapackage, "describe_results", lambda folder: asked.append(f"described {folder}"))
+    assert run("train", "vanilla", "shapes", "--seed", "3", *publish).exit_code == 0
+    assert run("measure", "shrink", "vanilla", "shapes", *publish).exit_code == 0
+    assert asked[:2] == [("vanilla", "shapes", 3, folder / "weights"), folder / "results"]
+    assert [what for what in asked[2:]] == ([f"described {PUBLISHED}"] if publish else [])
+
+
+@pytest.mark.parametrize("different, again, code", [(0, 0.80, 0), (9, 0.80, 1), (0, 0.70, 1)], ids=["agrees", "bits", "re-training"])
+def test_verify_fails_where_results_do_not_follow(monkeypatch, different, again, code):
+    monkeypatch.setattr(verification, "verify", lambda *_: [verification.Check("table.csv", "key", 500, different)])
+    monkeypatch.setattr(verification, "verify_retraining", lambda *_: verification.Retrained("re.csv", "key", 0.80, again))
+    monkeypatch.setattr(verification, "other_copies", lambda *_: [])
+    result = run("verify")
+    assert result.exit_code == code and f"{different} of 500 answers differ" in result.output
+    assert ("do not follow" in result.output or "does not follow" in result.output) == bool(code)
+
+
+@pytest.mark.parametrize("words, published", [((), True), (("-p", "samples", "20"), False), (("--profile", "shapes"), False)],
+                         ids=["published", "parameter", "profile"])
+def test_only_the_published_book_is_built_over_the_published_one(monkeypatch, words, published):
+    jobs, rendered = [], []
+    monkeypatch.setattr(building, "run", lambda found, say: jobs.extend(found))
+    monkeypatch.setattr(building, "stage_book", lambda found, folder: None)
+    monkeypatch.setattr(building, "render", lambda stage, folder, say: rendered.append((stage, folder)))
+    result = run("build", *words)
+    (stage, folder), = rendered
+    assert result.exit_code == 0 and ("not the published one" in result.output) != published
+    assert len(jobs) > 5 and (folder == ROOT) == published and (ROOT / "_build" in stage.parents) == published
+    assert all((ROOT / "_build" in job.folder.parents) == published and (RUNS in job.folder.parents) != published for job in jobs)
+    asked = {job.section.name: job.values for job in jobs}["spectra"]
+    assert (asked["samples"] == 20) == ("samples" in words) and (asked["profile"] == "shapes") == ("shapes" in words)
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
 
 def test_a_missing_data_set_names_the_three_places(no_data):
     result = run("train", "vanilla", "cifar10")

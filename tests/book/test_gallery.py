@@ -69,7 +69,7 @@ def test_a_figure_is_cited_by_clicks(site, tab, cards):
     assert not cite.locator("pre").first.is_visible()
     cite.locator("summary").focus()
     tab.keyboard.press("Enter")
-    for block, words in zip(cite.locator("div.highlight").all(), (sentence(cards[id]), bibtex(cards[id]))):
+    for block, words in zip(cite.locator("div.highlight").all(), (sentence(cards[id]), bibtex(cards[id])), strict=True):
         block.hover()
         block.locator("button.copybtn").click()
         tab.wait_for_timeout(200)

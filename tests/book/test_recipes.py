@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import re
 import textwrap
+import warnings
 
 import click
 import nbformat
@@ -30,7 +31,8 @@ from tnlib.publishing.running import Job, Section, run, sections
 from ..experiments.conftest import small  # noqa: F401  a fixture
 from . import test_notebooks
 
-TEXTS = {name: (ROOT / "book" / f"{name}.md").read_text(encoding="utf-8") for name in ("how_it_works", "how_to_rerun")}
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in (
+    ROOT / "book" / "how_it_works.md", ROOT / "book" / "how_to_rerun.md", ROOT / "README.md")}
 
 
 def blocks(title, language):
@@ -153,7 +155,22 @@ def test_commands_on_the_page_are_there_with_their_options(page):
         assert all(any(name in each.parameters for each in known) for name in given), line
 
 
-@pytest.mark.parametrize("page", TEXTS)
+@pytest.mark.parametrize("page", ["how_to_rerun", "README"])
+def test_the_sweep_of_a_network_of_ones_own_runs_as_it_stands_on_the_page(page):
+    (code,) = re.findall(r"^```python\n(import tnlib, .*?)^```$", TEXTS[page], re.M | re.S)
+    names = {"test_images": np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3), dtype=np.uint8), "test_labels": np.arange(20) % 10}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the untruncated network is at chance")
+        exec(code, names)
+    assert len(names["table"]) == 4 and set(names["table"]["cut"]) == {"OUT,KW"}
+
+
+def test_all_experiments_are_named_where_they_are_looked_for():
+    for name in catalogue.EXPERIMENTS:
+        assert name in TEXTS["README"] and name in main.commands["measure"].help
+
+
+@pytest.mark.parametrize("page", ["how_it_works", "how_to_rerun"])
 def test_files_on_the_page_are_there(page):
     named = set(re.findall(r"`((?:\w+/)+(?:[\w.-]+)?)`", TEXTS[page]))
     made = {name for name in named if name.startswith(("runs/", "_build/", "figures/", "site/"))}

@@ -18,8 +18,10 @@ import torch
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure, processes
+from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.replacements import dense
 from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
+from tnlib.experiments.training import as_trained_on
 from tnlib.experiments.truncations import cut_truncations
 
 
@@ -186,6 +188,16 @@ def test_another_data_set_than_the_networks_own_is_refused(small, tmp_path):
     with pytest.raises(ValueError, match="is not the data set that vanilla-small-s0 was trained on"):
         measure("shrink", "vanilla", other)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_network_of_fewer_images_is_measured_on_those_and_their_labels(small, monkeypatch):
+    entry = dataclasses.replace(NETWORKS["vanilla"], images=24, shuffled=True)
+    monkeypatch.setitem(NETWORKS, "vanilla", entry)
+    path = measure("memory", "vanilla", small, progress=False)
+    assert set(read_table(path)["images"]) == {24}
+    untruncated, _ = read_bits(path, {"train": 24})["train"]
+    own = evaluate(weights.load_model("vanilla", "small"), as_trained_on(small, entry), split="train")
+    assert np.array_equal(untruncated, own.correct)
 
 
 def test_a_table_of_other_weights_is_not_found(small, tmp_path, monkeypatch):

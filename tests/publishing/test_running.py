@@ -4,6 +4,7 @@ import datetime
 import json
 import platform
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -56,6 +57,33 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     (tmp_path / "weights" / "vanilla-mine-s0.json").unlink()
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
     assert outdated(job) == ["its text changed"]
+
+
+def test_a_page_is_stale_when_the_library_what_is_published_or_a_package_changes(tmp_path, monkeypatch):
+    for name in ("ROOT", "PUBLISHED"):
+        monkeypatch.setattr(running, name, tmp_path / name)
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE), {"rank": 8}, tmp_path / "out")
+    (tmp_path / "ROOT" / "tnlib").mkdir(parents=True), (tmp_path / "PUBLISHED").mkdir(), job.folder.mkdir()
+    installed = [SimpleNamespace(name="torch", version="1", metadata={"Name": "torch"})]
+    monkeypatch.setattr(running, "distributions", lambda: installed)
+
+    def stale():
+        """What has changed since this was last asked."""
+        running._published.cache_clear(), running._packages.cache_clear()
+        found = outdated(job)
+        (job.folder / "stamp.json").write_text(json.dumps(running._stamp(job)))
+        return found
+
+    try:
+        assert stale() == ["never run to its end"] and stale() == []
+        (tmp_path / "ROOT" / "tnlib" / "x.py").write_text("1")
+        assert stale() == ["tnlib changed"] and stale() == []
+        (tmp_path / "PUBLISHED" / "a.csv").write_text("1")
+        assert stale() == ["published/ changed"] and stale() == []
+        installed[0] = SimpleNamespace(name="torch", version="2", metadata={"Name": "torch"})
+        assert stale() == ["installed packages changed"] and stale() == []
+    finally:
+        running._published.cache_clear(), running._packages.cache_clear()
 
 
 def test_a_run_leaves_a_record_of_how_it_ran(tmp_path, light):

@@ -52,8 +52,8 @@ def _picture(card: dict, up: str) -> str:
 def _line(card: dict, up: str) -> list[nodes.Node]:
     """Download, cite, made from."""
     return [_raw(f'<p>{downloads(card, up)}</p><details><summary>Cite</summary>'),
-            nodes.literal_block("", sentence(card), language="text"),
-            nodes.literal_block("", bibtex(card), language="bibtex"),
+            *(nodes.literal_block(text, text, language=language)  # with its source, or Sphinx does not make it one to copy
+              for text, language in ((sentence(card), "text"), (bibtex(card), "bibtex"))),
             _raw(f"</details><details><summary>Made from</summary>{_made_from(card, up)}</details>")]
 
 
