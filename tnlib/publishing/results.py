@@ -31,7 +31,7 @@ CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accur
 
 def _networks(model: str, dataset: str) -> pd.DataFrame:
     cards = [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
-    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} for card in cards])
+    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} | {"stem": card["architecture"].get("stem")} for card in cards])
 
 
 def _training(model: str, dataset: str) -> pd.DataFrame:
