@@ -4,12 +4,12 @@
     from tnlib.notebook import DatasetName, Profile, Seed    # the types of the parameters cell
 """
 
+from .experiments.catalogue import listed_cases
 from .experiments.drops import barrier, counts, harmless, harmless_error_ratios, one_points, score_interval
 from .experiments.gauges import gauged_errors
 from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, curves_at, informative, kendall, kendall_difference,
                                      layer_permutation_test, percentile_interval, student_interval)
-from .experiments.strengths import CASES
 from .publishing.claims import least_accuracy, read_claims
 from .publishing.depth import depth_axis, panel_layers, stage
 from .publishing.diagrams import Diagram, align
@@ -22,7 +22,7 @@ from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "CASES", "CUT_STYLES", "layer_looks",
+           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "listed_cases", "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
            "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",

@@ -112,7 +112,8 @@ def deep(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
     monkeypatch.setattr(measurements, "RUNS", tmp_path)
     weights.save_weights(model, tmp_path / "weights" / "resnet50-small-s0.safetensors", {
-        "model": "resnet50", "dataset": "small", "seed": 0, "architecture": BLOCKS | {"classes": 3}})
+        "model": "resnet50", "dataset": "small", "seed": 0, "architecture": BLOCKS | {"classes": 3},
+        "core_fingerprint": data.core_fingerprint})
     return data
 
 

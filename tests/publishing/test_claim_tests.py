@@ -13,6 +13,7 @@ from tests.publishing.claims_cases import (deficits_of, paths_of, points_in_bloc
                                             retraining_of)
 from tnlib.experiments.drops import as_norm_loss
 from tnlib.experiments.statistics import Interval
+from tnlib.experiments.strengths import CASES
 from tnlib.publishing import claim_tests as tests
 from tnlib.publishing import claims
 from tnlib.publishing.claims import Part, Verdict, corrected, decide, joint_p, overall, reason_of, share_part, worst
@@ -261,6 +262,7 @@ def test_a_case_that_is_not_there_is_named():
     runs, paths = retraining_of(5), paths_of(1.0)
     assert tests.missing_cases(runs, paths, 5) == {}
     lacking = runs[~((runs["seed"] == 1) & (runs["cut"] == "CP") & (runs["arm"] == "noise"))]
+    assert tests.missing_cases(lacking, paths, 3, [case for case in CASES if case.cut != "CP"]) == {}
     assert tests.missing_cases(lacking, paths, 3) == {1: ["no noise of CP at 0.5 after 3 epochs"]}
     assert tests.missing_cases(runs, paths[paths["cut"] != "IN"], 5) == {k: ["no path of IN at 0.5"] for k in range(3)}
     assert tests.missing_cases(retraining_of(5, epochs=2), None, 3)[0][0].endswith("after 3 epochs")

@@ -179,18 +179,18 @@ def same_minimum(runs: pd.DataFrame, paths: pd.DataFrame, thresholds: dict) -> t
               for name, each in good.items()))
 
 
-def missing_cases(runs: pd.DataFrame, paths: pd.DataFrame | None, epochs: int) -> dict[int, list[str]]:
-    """Seed → which of the cases listed beforehand that network lacks, in words; `epochs`: the last one needed."""
+def missing_cases(runs: pd.DataFrame, paths: pd.DataFrame | None, epochs: int, cases=CASES) -> dict[int, list[str]]:
+    """Seed → which of `cases`, those listed beforehand, a network lacks, in words; `epochs`: the last one needed."""
     lacking = {}
     for seed, rows in runs.groupby("seed"):
         there = set(rows.loc[rows["epoch"] == epochs, ["cut", "strength", "arm"]].itertuples(index=False, name=None))
         wanted = {("none", 1.0, "continued")}
-        wanted |= {(case.cut, case.strength, arm) for case in CASES for arm in ("free", "noise")}
+        wanted |= {(case.cut, case.strength, arm) for case in cases for arm in ("free", "noise")}
         words = [f"no {arm} of {cut} at {strength:g} after {epochs} epochs" for cut, strength, arm in sorted(wanted - there)]
         if paths is not None:
             there = set(paths.loc[paths["seed"] == seed, ["cut", "strength"]].itertuples(index=False, name=None))
             words += [f"no path of {cut} at {strength:g}" for cut, strength in
-                      sorted(({(case.cut, case.strength) for case in CASES} | {("none", 1.0)}) - there)]
+                      sorted(({(case.cut, case.strength) for case in cases} | {("none", 1.0)}) - there)]
         if words:
             lacking[int(seed)] = words
     return lacking

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiments.catalogue import experiment_called
+from ..experiments.catalogue import experiment_called, listed_cases
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
@@ -125,7 +125,8 @@ class Pair:
             if not both:
                 raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none beside the re-training")
             runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
-        if lacking := missing_cases(runs, along, epochs):
+        cases = listed_cases(load_model(self.model, self.dataset, next(iter(self.accuracies))))
+        if lacking := missing_cases(runs, along, epochs, cases):
             seed = min(lacking)
             raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
         return (runs, along), names
