@@ -14,12 +14,14 @@ import torch
 from tnlib import conv_kernels, evaluate, norm_kept, relative_error, singular_values
 from tnlib.experiments import measurements, retraining, training
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.datasets import load_dataset
+from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_rank_kept
 from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
 from tnlib.experiments.strengths import with_kernels
 from tnlib.experiments.tables import bits_path, read_spectra, read_table
-from tnlib.experiments.weights import load_model, read_card
+from tnlib.experiments.weights import find_weights, load_model, read_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
@@ -258,6 +260,8 @@ def test_a_killed_measurement_goes_on_from_the_last_finished_run(small, tmp_path
     train = np.concatenate([small.train_images, small.validation_images]), np.concatenate(
         [small.train_labels, small.validation_labels])
     np.savez(data, test_images=small.test_images, test_labels=small.test_labels, train_images=train[0], train_labels=train[1])
+    card = find_weights("vanilla", "small").with_suffix(".json")  # of a network trained on that file
+    write_json(card, read_card(card) | {"core_fingerprint": load_dataset(data).core_fingerprint})
     run = lambda folder: subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / folder), str(tmp_path / "weights"),
                                            str(data)], stderr=subprocess.DEVNULL)
     assert run("whole").wait() == 0

@@ -209,7 +209,7 @@ def _digest(paths) -> str:
 
 def _own_files(job: Job) -> str:
     """Of what a page that is not the book's may show: your own networks, and your own images."""
-    if job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}:
+    if not job.values or job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}:
         return ""
     images = [Path(value) for value in job.values.values() if str(value).endswith(".npz")]
     return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
