@@ -144,8 +144,15 @@ def test_statements_on_cells_are_about_3x3_layers(monkeypatch):
 def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatch):
     monkeypatch.setattr(evidence, "read_table", lambda path: read_table(path).query(
         "not (layer == 'conv3' and cut == 'OUT' and rank == 1)"))
-    found = judge(card.claims["claims"]["1a"], Pair("vanilla", "cifar10"))
+    pair = Pair("vanilla", "cifar10")
+    found = judge(card.claims["claims"]["1a"], pair)
     assert found.verdict == "not tested" and "1 of 240 cells are not there, ('conv3', 'OUT', 1)" in found.reason
+    assert "numbers reduced" in module.label(found) and found.tables[0].startswith("truncation-vanilla")
+    assert found.parts[0].interval.n == 5 and 0 < found.parts[0].interval.estimate < 1, "of the cells that are there"
+    assert module._checked(found, pair, card.claims) == found, "no bootstrap of a part"
+    second = judge(card.claims["claims"]["2"], pair)
+    assert second.verdict == "not tested" and [part.name[:3] for part in second.parts] == ["(i)", "(ii", "(ii"]
+    assert len(second.missing) == 1 and second.missing[0].count("cells are not there") == 2, "of truncations and of noise"
 
 
 def test_a_network_that_is_not_accurate_enough_leaves_numbers_and_no_verdict(card):

@@ -23,6 +23,14 @@ REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to 
 HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
 
 
+class Incomplete(FileNotFoundError):
+    """Not all is there that a test needs; `.found`: what there is, in the form in which all would be."""
+
+    def __init__(self, message, found):
+        super().__init__(message)
+        self.found = found
+
+
 def _once(method):
     """Of the same arguments, compute it once for each pair."""
     def kept(self, *arguments):
@@ -58,24 +66,27 @@ class Pair:
     def cells(self, experiment: str, model: str | None = None, spatial: bool = True) -> tuple[pd.DataFrame, list[str]]:
         """The rows of "truncation" or "noise" of the 3×3 layers or, if not `spatial`, of all layers.
 
-        Of every network all cells, or `FileNotFoundError`.
+        Of every network all cells, or `Incomplete`.
         """
         model = model or self.model
         (frame, names), shapes = self.table(experiment, model), _shapes(model, self.dataset, spatial)
         wanted = {(layer, cut.name, rank) for layer, shape in shapes.items() for cut in distinct_cuts(shape)
                   for rank in rank_grid(cut.max_rank(shape))}
+        found = frame[frame["layer"].isin(shapes)], names
         for seed, rows in frame.groupby("seed"):
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
             if lacking := wanted - there:
-                raise _missing(experiment, model, self.dataset, seed,
-                               f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one")
-        return frame[frame["layer"].isin(shapes)], names
+                reduced = read_card(_path(experiment, model, self.dataset, seed)).get("reduced")
+                what = (f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one"
+                        + " (without a GPU fewer are measured)" * bool(reduced))
+                raise Incomplete(str(_missing(experiment, model, self.dataset, seed, what)), found)
+        return found
 
     @_once
     def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` by seed, layer and cut (and draw)."""
-        frame, names = self.cells(experiment, model)
-        return one_points(frame, ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))), names
+        by = ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))
+        return _of_what_there_is(lambda: self.cells(experiment, model), lambda frame: one_points(frame, by))
 
     @_once
     def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
@@ -83,11 +94,11 @@ class Pair:
 
         `depth` (from 1), `size` (such as "3×3"), `stage`, and `position` in the block, what its name ends in.
         """
-        frame, names = self.cells("truncation", None, False)
         shapes = _shapes(self.model, self.dataset)
         place = pd.DataFrame([{"layer": layer, "depth": depth, "size": "×".join(map(str, shape[2:])), "stage": stage(layer),
                                "position": layer.split(".", 2)[-1]} for depth, (layer, shape) in enumerate(shapes.items(), start=1)])
-        return one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"), names
+        return _of_what_there_is(lambda: self.cells("truncation", None, False),
+                                 lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"))
 
     @_once
     def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
@@ -99,8 +110,18 @@ class Pair:
     @_once
     def ratios(self) -> tuple[pd.DataFrame, list[str]]:
         """`harmless_error_ratios` of truncations and matched noise."""
-        (cells, names), (noise, others) = self.cells("truncation"), self.cells("noise")
-        return harmless_error_ratios(cells, noise), names + others
+        missing, there = [], []
+        for experiment in ("truncation", "noise"):
+            try:
+                there.append(self.cells(experiment))
+            except Incomplete as error:
+                missing.append(str(error))
+                there.append(error.found)
+        (cells, names), (noise, others) = there
+        found = harmless_error_ratios(cells, noise), names + others
+        if missing:
+            raise Incomplete("; ".join(missing), found)
+        return found
 
     @_once
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
@@ -176,6 +197,16 @@ class Pair:
             of = counts_drawn(untruncated, correct[rows["place"]], crossed_bootstrap(1, len(untruncated), REPLICATES)[1])
             of_networks.append(harmless(of["lost"], of["gained"], of["images"], margin).mean(0))
         return _networks_drawn(np.array(of_networks)).mean(1)
+
+
+def _of_what_there_is(read, make):
+    """(`make(frame)`, names) of what `read` gives; where that is incomplete, `Incomplete` with the same of what there is."""
+    try:
+        frame, names = read()
+    except Incomplete as error:
+        frame, names = error.found
+        raise Incomplete(str(error), (make(frame), names)) from None
+    return make(frame), names
 
 
 def _networks_drawn(values) -> np.ndarray:

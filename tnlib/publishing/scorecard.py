@@ -13,7 +13,7 @@ from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper
                           harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
                      least_accuracy, number_text, overall, read_claims, reason_of, worst)
-from .evidence import Pair
+from .evidence import Incomplete, Pair
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 WIDTHS = {"constant width": "vanilla-constant", "reversed width": "vanilla-reversed"}
@@ -44,6 +44,9 @@ class _Finder:
     def __call__(self, method, *arguments):
         try:
             frame, names = method(*arguments)
+        except Incomplete as error:
+            self.missing.append(str(error))
+            frame, names = error.found
         except FileNotFoundError as error:
             self.missing.append(str(error))
             return None
@@ -267,7 +270,14 @@ def scorecard(check: bool = True) -> Scorecard:
 
 
 def _checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
-    """With the bootstrap's intervals at the first numbers, where they come from answers to images."""
+    """With the bootstrap's intervals at the first numbers, where they come from answers to images, and all are there."""
+    try:
+        return _bootstrapped(verdict, pair, claims)
+    except Incomplete:
+        return verdict
+
+
+def _bootstrapped(verdict, pair, claims):
     asked = claims["claims"][verdict.claim]["thresholds"]
     kinds = [part.kind for part in verdict.parts]
     match verdict.claim, kinds:
