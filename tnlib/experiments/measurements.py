@@ -41,9 +41,9 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     network = load_model(model, dataset.name, seed)
     card = read_card(find_weights(model, dataset.name, seed))
     if card.get("core_fingerprint") != dataset.core_fingerprint:
-        raise ValueError(f"{dataset!r} is not the data set that {stem(model, dataset.name, seed)} was trained on (its core fingerprint is "
-                         f"{dataset.core_fingerprint[:16]}…, the card's {str(card.get('core_fingerprint'))[:16]}…): give it another name, or "
-                         "train again")
+        raise ValueError(f"{dataset!r} is not the data set that {stem(model, dataset.name, seed)} was trained on (its core "
+                         f"fingerprint is {dataset.core_fingerprint[:16]}…, that of the card is "
+                         f"{str(card.get('core_fingerprint'))[:16]}…): give it another name, or train again")
     subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
     if entry.runs:
         subject = subject.for_runs()

@@ -86,7 +86,7 @@ class Pair:
     def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` by seed, layer and cut (and draw)."""
         by = ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))
-        return _of_what_there_is(lambda: self.cells(experiment, model), lambda frame: one_points(frame, by))
+        return _made(lambda frame: one_points(frame, by), lambda: self.cells(experiment, model))
 
     @_once
     def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
@@ -97,8 +97,8 @@ class Pair:
         shapes = _shapes(self.model, self.dataset)
         place = pd.DataFrame([{"layer": layer, "depth": depth, "size": "×".join(map(str, shape[2:])), "stage": stage(layer),
                                "position": layer.split(".", 2)[-1]} for depth, (layer, shape) in enumerate(shapes.items(), start=1)])
-        return _of_what_there_is(lambda: self.cells("truncation", None, False),
-                                 lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"))
+        return _made(lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"),
+                     lambda: self.cells("truncation", None, False))
 
     @_once
     def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
@@ -110,18 +110,7 @@ class Pair:
     @_once
     def ratios(self) -> tuple[pd.DataFrame, list[str]]:
         """`harmless_error_ratios` of truncations and matched noise."""
-        missing, there = [], []
-        for experiment in ("truncation", "noise"):
-            try:
-                there.append(self.cells(experiment))
-            except Incomplete as error:
-                missing.append(str(error))
-                there.append(error.found)
-        (cells, names), (noise, others) = there
-        found = harmless_error_ratios(cells, noise), names + others
-        if missing:
-            raise Incomplete("; ".join(missing), found)
-        return found
+        return _made(harmless_error_ratios, lambda: self.cells("truncation"), lambda: self.cells("noise"))
 
     @_once
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
@@ -199,14 +188,21 @@ class Pair:
         return _networks_drawn(np.array(of_networks)).mean(1)
 
 
-def _of_what_there_is(read, make):
-    """(`make(frame)`, names) of what `read` gives; where that is incomplete, `Incomplete` with the same of what there is."""
-    try:
-        frame, names = read()
-    except Incomplete as error:
-        frame, names = error.found
-        raise Incomplete(str(error), (make(frame), names)) from None
-    return make(frame), names
+def _made(make, *reads):
+    """(`make(*frames)`, names) of what `reads` give; where some is incomplete, `Incomplete` with the same of what there is."""
+    frames, names, missing = [], [], []
+    for read in reads:
+        try:
+            frame, of = read()
+        except Incomplete as error:
+            frame, of = error.found
+            missing.append(str(error))
+        frames.append(frame)
+        names = names + of
+    found = make(*frames), names
+    if missing:
+        raise Incomplete("; ".join(missing), found)
+    return found
 
 
 def _networks_drawn(values) -> np.ndarray:

@@ -44,11 +44,11 @@ def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tu
 
     `fig`: `ONE_COLUMN` or `TWO_COLUMNS` wide, no text below 7 points. `id`: lower-case words joined by hyphens, one in
     the book; text refers to it as {numref}`id`. `caption`: Markdown that stands alone; on how many images a source was
-    measured is added, where they are not all. `alt`: what is seen, for those who
-    do not see it. `data`: the plotted values, tidy; every value that is plotted is in it. `sources`: what it was drawn
-    from, by the names that `results` took ("truncation of NAME": of another network than the page's), or "weights" for
-    the page's network itself; none where it is drawn by formulas alone. `claims`: the ids in book/claims.yml that it
-    bears on, if any. Raises `TypeError` or `ValueError` naming the argument.
+    measured is added, where they are not all. `alt`: what is seen, for those who do not see it. `data`: the plotted
+    values, tidy; every value that is plotted is in it. `sources`: what it was drawn from, by the names that `results`
+    took ("truncation of NAME": of another network than the page's), or "weights" for the page's network itself; none
+    where it is drawn by formulas alone. `claims`: the ids in book/claims.yml that it bears on, if any. Raises
+    `TypeError` or `ValueError` naming the argument.
     """
     _check_labels(id, caption)
     if not isinstance(fig, plt.Figure):

@@ -14,7 +14,8 @@ OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set
 
 @dataclass
 class OpenSection:
-    """`values`: parameter → value. `of_the_book`: whether all of them are the published ones. `read`: what `results` was asked for → the files that it read. `made`: cards so far."""
+    """`values`: parameter → value. `of_the_book`: whether all of them are the published ones. `read`: what `results` was
+    asked for → the files that it read. `made`: cards so far."""
 
     name: str = "notebook"
     folder: Path = field(default_factory=lambda: RUNS / "notebook")
