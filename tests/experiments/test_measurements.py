@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
-from tnlib.experiments.evaluation import evaluate
+from tnlib.experiments.evaluation import Evaluation, evaluate
 from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.replacements import dense
@@ -93,6 +93,7 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     whole = measure("truncation", "vanilla", small, folder=tmp_path / "whole", progress=False)
     (tmp_path / "results" / "truncation-vanilla-small-s0.sqlite").unlink()
     added, add = [], store.Store.add
+    monkeypatch.setattr(measurements, "KEEP_SECONDS", 0)  # each cell alone
 
     def stop_at_30(self, cell):
         if len(added) == 30:
@@ -112,13 +113,32 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
 
 
+def test_small_cells_are_kept_together_and_those_that_an_error_follows_too(monkeypatch):
+    now, kept = [0.0], []
+    monkeypatch.setattr(measurements.time, "monotonic", lambda: now[0])
+
+    class Kept:
+        def add(self, *cells):
+            kept.append([key for key, *_ in cells])
+
+    def found():
+        for place, seconds in enumerate((0.4, 0.4, 0.4, 0.4, 3.0, 0.1, 0.1)):
+            now[0] += seconds
+            yield [({"key": f"cell {place}", "place": place, "labels": {}}, Evaluation(np.ones(3, dtype=bool), 0.5))]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measurements._keep(Kept(), found())
+    assert kept == [["cell 0", "cell 1", "cell 2"], ["cell 3", "cell 4"], ["cell 5", "cell 6"]]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.controls import shrink
-measurements.RUNS = Path(sys.argv[1])
+measurements.RUNS, measurements.KEEP_SECONDS = Path(sys.argv[1]), 0
 EXPERIMENTS["shrink"] = Experiment(lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False)
 measurements.measure("shrink", "vanilla", "shapes", progress=False)
 """

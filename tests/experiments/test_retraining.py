@@ -248,6 +248,7 @@ from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 measurements.RUNS = retraining.RUNS = Path(sys.argv[1])
+measurements.KEEP_SECONDS = 0
 weights.FOLDERS = (Path(sys.argv[2]),)
 EXPERIMENTS["retraining"] = Experiment(None, EXPERIMENTS["retraining"].key, runs=lambda its: Retraining(
     its.name, its.model, its.dataset, its.seed, epochs=2, cases=(Case("OUT", 0.5),), evaluated=40))

@@ -24,13 +24,15 @@ from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
 from .weights import find_weights, load_model, read_card, stem
 
+KEEP_SECONDS = 1.0  # what a process that is killed may have found and lose
+
 
 def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, folder=None, executor=None,
             progress: bool = True) -> Path:
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
-    What is found is kept cell by cell in runs/results/<name>.sqlite; a call that finds it goes on from there, and ends
-    in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
+    What is found is kept in runs/results/<name>.sqlite, at the latest `KEEP_SECONDS` after it was found; a call that
+    finds it goes on from there, and ends in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
     hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left, whose card says which
     are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
@@ -67,15 +69,29 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         device = default_device() if executor is None else "cpu"
         call, begun = store.begin({"started": now(), **precision, **provenance(device)}), time.perf_counter()
         try:
-            for together in results:
-                store.add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
-                            for place, found in together))
+            _keep(store, results)
         except (KeyboardInterrupt, FileNotFoundError, ValueError):
             if entry.runs and (lacking := _lacking(entry, subject, store.places())):
                 write_table(entry, store, path, identity | {"missing": lacking}, dataset)
             raise
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
     return write_table(entry, store, path, identity, dataset)
+
+
+def _keep(store: Store, results) -> None:
+    """Add what is found to the store: many small cells together, for a disk takes as long for one as for a hundred."""
+    found, kept = [], time.monotonic()
+    try:
+        for together in results:
+            found += [(place["key"], place["place"], place["labels"], evaluation.correct, evaluation.loss)
+                      for place, evaluation in together]
+            if time.monotonic() - kept > KEEP_SECONDS:
+                those, found = found, []
+                store.add(*those)
+                kept = time.monotonic()
+    finally:
+        if found:
+            store.add(*found)
 
 
 @contextmanager

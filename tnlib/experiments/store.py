@@ -1,7 +1,7 @@
 """Results under way: one SQLite file a measurement, so that a kill, a full disk or a second run loses nothing.
 
-A row is a cell: its key, its place in the order of the table, its labels, and what was found. Each is written in a
-transaction of its own as it comes, those of a run of training in one, and what is already there is left as it is.
+A row is a cell: its key, its place in the order of the table, its labels, and what was found. Those that are added
+together, of a run of training or of a second of a sweep, are written in one transaction.
 """
 
 import json
