@@ -49,14 +49,26 @@ def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, 
     assert [what for what in asked[2:]] == ([f"described {PUBLISHED}"] if publish else [])
 
 
-@pytest.mark.parametrize("different, again, code", [(0, 0.80, 0), (9, 0.80, 1), (0, 0.70, 1)], ids=["agrees", "bits", "re-training"])
-def test_verify_fails_where_results_do_not_follow(monkeypatch, different, again, code):
-    monkeypatch.setattr(verification, "verify", lambda *_: [verification.Check("table.csv", "key", 500, different)])
-    monkeypatch.setattr(verification, "verify_retraining", lambda *_: verification.Retrained("re.csv", "key", 0.80, again))
+@pytest.mark.parametrize("different, ends, again, code", [(0, 0, 0.80, 0), (9, 0, 0.80, 1), (0, 9, 0.80, 1), (0, 0, 0.70, 1)],
+                         ids=["agrees", "bits", "paths", "re-training"])
+def test_verify_fails_where_results_do_not_follow(monkeypatch, different, ends, again, code):
+    monkeypatch.setattr(verification, "verify", lambda *_, **of: [verification.Check("table.csv", "key", 500, different)])
+    monkeypatch.setattr(verification, "verify_paths", lambda **of: [verification.Check("paths.csv", "end", 500, ends)])
+    monkeypatch.setattr(verification, "verify_retraining", lambda *_, **of: verification.Retrained("re.csv", "key", 0.80, again))
     monkeypatch.setattr(verification, "other_copies", lambda *_: [])
     result = run("verify")
     assert result.exit_code == code and f"{different} of 500 answers differ" in result.output
-    assert ("do not follow" in result.output or "does not follow" in result.output) == bool(code)
+    assert any(words in result.output for words in ("do not follow", "does not follow", "do not lie")) == bool(code)
+
+
+def test_verify_takes_the_network_that_is_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(verification, "verify", lambda *_, **of: asked.append(of) or [verification.Check("table.csv", "key", 500, 0)])
+    monkeypatch.setattr(verification, "verify_paths", lambda **of: asked.append(of) or [])
+    monkeypatch.setattr(verification, "verify_retraining", lambda *_, **of: asked.append(of))
+    monkeypatch.setattr(verification, "other_copies", lambda *_: [])
+    assert run("verify", "resnet50", "cifar10").exit_code == run("verify", "vanilla").exit_code == run("verify").exit_code == 0
+    assert asked == [{"model": "resnet50", "dataset": "cifar10"}] * 3 + [{"model": "vanilla"}] * 3 + [{}] * 3
 
 
 @pytest.mark.parametrize("words, published", [((), True), (("-p", "samples", "20"), False), (("--profile", "shapes"), False)],

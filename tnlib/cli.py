@@ -111,13 +111,17 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 
 
 @main.command()
+@click.argument("model", required=False)
+@click.argument("dataset", required=False)
 @click.option("--sample", default=20, show_default=True, type=click.IntRange(1), help="How many cells.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which cells.")
 @DATA
-def verify(sample, seed, data):
-    """Evaluate published cells anew from the published weights, and compare image by image."""
-    from .experiments.verification import RETRAINED_POINTS, TIES, other_copies, verify, verify_retraining
-    checks = verify(sample, seed, data)
+def verify(model, dataset, sample, seed, data):
+    """Evaluate published cells (those of the network MODEL, on DATASET) anew from the published weights, and compare
+    image by image."""
+    from .experiments.verification import RETRAINED_POINTS, TIES, other_copies, verify, verify_paths, verify_retraining
+    of = {name: value for name, value in (("model", model), ("dataset", dataset)) if value}
+    checks = verify(sample, seed, data, **of)
     for words in other_copies(checks, data):
         click.echo(words)
     worst = max(checks, key=lambda check: check.different / check.images)
@@ -128,7 +132,13 @@ def verify(sample, seed, data):
     if different > max(1, TIES * images):
         raise click.ClickException("more answers differ than rounding explains: the published results do not follow from "
                                    "the published weights here")
-    if (again := verify_retraining(data)) is not None:
+    if ends := verify_paths(**of):
+        images, different = sum(end.images for end in ends), sum(end.different for end in ends)
+        click.echo(f"{len(ends)} ends of paths, against the runs that they lie between: {different} of {images:,} answers differ")
+        if different > TIES * images:
+            raise click.ClickException("that is more than rounding explains: the published paths do not lie between the "
+                                       "published runs")
+    if (again := verify_retraining(data, **of)) is not None:
         click.echo(f"{again.table}, {again.key}, re-trained anew: {again.found:.1%} right, published {again.published:.1%}")
         if not again.agrees:
             raise click.ClickException(f"that is further apart than the {RETRAINED_POINTS:g} points that another machine "

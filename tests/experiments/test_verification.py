@@ -11,7 +11,7 @@ from tnlib.experiments.catalogue import Experiment
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.files import sha256_of
 from tnlib.experiments.measurements import measure
-from tnlib.experiments.retraining import Retraining
+from tnlib.experiments.retraining import Paths, Retraining
 from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import bits_path, read_bits, read_table as results_table
 
@@ -37,6 +37,12 @@ def test_a_sample_is_spread_over_the_tables_and_agrees(tables):
 def test_more_cells_than_there_are_is_all_of_them(tables):
     rows = sum((read_bits(path, {"test": 60})["test"][1]).shape[0] for path in tables)
     assert len(verification.verify(10_000)) == rows
+
+
+def test_only_the_network_that_is_named_is_verified(tables):
+    assert len(verification.verify(4, model="vanilla", dataset="small")) == 4
+    with pytest.raises(FileNotFoundError, match="there is no table of resnet50 on small in "):
+        verification.verify(4, model="resnet50", dataset="small")
 
 
 def test_bits_that_do_not_follow_from_the_weights_are_found(tables):
@@ -82,6 +88,23 @@ def test_a_re_training_is_verified_where_it_starts_and_made_anew_for_an_epoch(ta
         ["arm=continued", "epoch=0"], ["arm=free", "epoch=0"], ["arm=kept", "epoch=0"], ["arm=noise", "epoch=0"]]
     assert all(check.different == 0 for check in checks)
     assert not verification.Retrained("", "", 0.80, 0.74).agrees and verification.Retrained("", "", 0.80, 0.76).agrees
+
+
+def test_paths_begin_and_end_where_the_runs_did(tables, small, monkeypatch):
+    assert verification.verify_paths() == []
+    plan = lambda its: Retraining(its.name, its.model, its.dataset, its.seed, epochs=1, cases=(Case("OUT,KW", 0.5),),
+                                  whole=("continued", "reordered"), arms=("free",))
+    for name, runs in (("retraining", plan), ("paths", lambda its: Paths(plan(its)))):
+        monkeypatch.setitem(verification.EXPERIMENTS, name, Experiment(None, verification.EXPERIMENTS[name].key, runs=runs))
+    runs, paths = (measure(name, "vanilla", small, progress=False) for name in ("retraining", "paths"))
+    ends = verification.verify_paths(model="vanilla", dataset="small")
+    assert [end.key for end in ends] == [f"cut={cut} strength={strength} arm={arm} position={position}" for cut, strength, arm in (
+        ("none", "1", "reordered"), ("OUT,KW", "0.5", "free")) for position in (0, 1)]
+    assert all(end.table == paths.name and end.images == 60 and end.different == 0 for end in ends)
+    answers = verification.read_answers
+    monkeypatch.setattr(verification, "read_answers", lambda path: answers(path).assign(  # other runs than the paths lie between
+        **{"answers": [~row for row in answers(path)["answers"]]} if path == runs else {}))
+    assert [end.different for end in verification.verify_paths()] == [60] * 4
 
 
 def test_another_copy_of_the_data_is_named(tables, small):

@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 
+from .batch_norm import batch_norms
 from .catalogue import EXPERIMENTS, Subject
 from .datasets import Dataset, balanced_indices, load_dataset
 from .evaluation import evaluate, split_arrays
@@ -13,7 +14,7 @@ from .files import PUBLISHED
 from .networks import network
 from .strengths import Case
 from .sweep import sweep
-from .tables import read_bits, read_table
+from .tables import read_answers, read_bits, read_table
 from .training import as_trained_on
 from .weights import find_weights, load_model, read_card
 
@@ -47,23 +48,25 @@ class Retrained:
         return abs(100 * (self.found - self.published)) <= RETRAINED_POINTS
 
 
-def published_tables() -> list:
-    """The published tables of results, by name."""
-    return sorted((PUBLISHED / "results").glob("*.csv"))
+def published_tables(**of) -> list:
+    """The published tables of results, by name; `of`: only those whose cards say so, such as `model="vanilla"`."""
+    return [path for path in sorted((PUBLISHED / "results").glob("*.csv"))
+            if not of or of.items() <= read_card(path).items()]
 
 
-def verify(sample: int, seed: int = 0, data=None) -> list[Check]:
+def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
     """Evaluate `sample` published cells anew (all where there are fewer), spread over the tables, and compare the bits.
 
     Only on 500 fixed images of each table's first split. Of a re-training the networks that it starts from; paths begin
-    and end in weights that are not published, and are left out. Raises `FileNotFoundError` where a data set is not
-    there, and `ValueError` for a damaged file, or a table that was made from other weights than are published, or has
-    cells that are no longer made.
+    and end in weights that are not published: see `verify_paths`. `of` as in `published_tables`. Raises
+    `FileNotFoundError` where there is no table or a data set is not there, and `ValueError` for a damaged file, or a
+    table that was made from other weights than are published, or has cells that are no longer made.
     """
     load = cache(partial(load_dataset, root=data))
-    tables = published_tables()
+    tables = published_tables(**of)
     if not tables:
-        raise FileNotFoundError(f"nothing to verify: there is no table in {PUBLISHED / 'results'}")
+        raise FileNotFoundError(f"nothing to verify: there is no table{' of ' * bool(of)}{' on '.join(of.values())} in "
+                                f"{PUBLISHED / 'results'}")
     chosen: dict = {path: [] for path in tables}
     generator = random.Random(seed)
     places = {path: generator.sample(rows, len(rows)) for path in tables if (rows := _verifiable(path))}
@@ -75,9 +78,28 @@ def verify(sample: int, seed: int = 0, data=None) -> list[Check]:
     return [check for path, rows in chosen.items() if rows for check in _Table(path, load).checks(rows)]
 
 
-def verify_retraining(data=None) -> Retrained | None:
+def verify_paths(**of) -> list[Check]:
+    """Hold both ends of every published path against the last answers of the runs between which it lies, image by image.
+
+    Without a data set. Paths between networks with batch norm are left out: its statistics are estimated anew there.
+    Raises `FileNotFoundError` where the runs are not published, and `ValueError` for a damaged file.
+    """
+    checks = []
+    for path in published_tables(experiment="paths", **of):
+        card, runs = read_card(path), path.with_name(path.name.replace("paths", "retraining", 1))
+        if batch_norms(load_model(card["model"], card["dataset"], card["seed"])):
+            continue
+        last = read_answers(runs).groupby(["cut", "strength", "arm"], sort=False)["answers"].last()
+        for row in read_answers(path).query("position == 0 or position == 1").itertuples():
+            run = ("none", 1.0, "continued") if row.position == 0 else (row.cut, row.strength, row.arm)
+            checks.append(Check(path.name, f"cut={row.cut} strength={row.strength:g} arm={row.arm} position={row.position:g}",
+                                len(row.answers), int((last[run] != row.answers).sum())))
+    return checks
+
+
+def verify_retraining(data=None, **of) -> Retrained | None:
     """Make one published re-training anew for its first epoch; None where none is published. Raises as `verify` does."""
-    retrained = (path for path in published_tables() if read_card(path)["experiment"] == "retraining")
+    retrained = published_tables(experiment="retraining", **of)
     path = next((path for path in retrained if (read_table(path)["arm"] == "free").any()), None)  # some arms may be missing
     return None if path is None else _Table(path, partial(load_dataset, root=data)).retrained()
 
