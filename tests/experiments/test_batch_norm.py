@@ -137,9 +137,10 @@ def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
 
 def test_noise_and_shrink_are_of_the_same_layers(deep, model):
     subject = Subject("resnet50", model, deep, 0, reduced=True)
-    layers = {name: {labels["layer"] for labels, _ in EXPERIMENTS[name].cells(subject)} for name in ("truncation", "shrink")}
+    cells = {name: EXPERIMENTS[name].parts(subject, weighed=False)[0][1] for name in ("truncation", "shrink", "noise")}
+    layers = {name: {labels["layer"] for labels, _ in cells[name]} for name in ("truncation", "shrink")}
     assert layers["truncation"] == layers["shrink"]
-    assert len(EXPERIMENTS["noise"].cells(subject)) == len(EXPERIMENTS["truncation"].cells(subject))
+    assert len(cells["noise"]) == len(cells["truncation"])
 
 
 def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monkeypatch):

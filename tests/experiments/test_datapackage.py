@@ -10,6 +10,7 @@ from tnlib.experiments.datapackage import COLUMNS, describe_results
 from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.tables import read_table
+from tnlib.experiments.weights import read_card
 
 
 def package(folder):
@@ -23,6 +24,13 @@ def test_every_published_table_is_described_and_fits():
     assert report.valid, report.flatten(["name", "type", "message"])
     for name in resources:
         assert not read_table(PUBLISHED / name).isna().any().any()
+        assert says_whether_training_images_were_looked_at(PUBLISHED / name)
+
+
+def says_whether_training_images_were_looked_at(path):
+    card = read_card(path)
+    needed = "data_aware_error" in read_table(path) or card["experiment"] in ("controls", "batch-norm")
+    return ("train_images" in card["parameters"]) == needed
 
 
 def test_a_table_that_its_description_does_not_fit_is_found(small, tmp_path):
@@ -46,7 +54,8 @@ def test_a_column_that_is_not_described_is_named_and_nothing_is_written(small, t
 def test_every_experiment_has_described_columns(small, tmp_path, experiment):
     if experiment == "paths":
         measure("retraining", "vanilla", small, progress=False)
-    measure(experiment, "vanilla", small, progress=False)
+    path = measure(experiment, "vanilla", small, progress=False)
+    assert says_whether_training_images_were_looked_at(path)
     for resource in package(describe_results(tmp_path).parent)["resources"]:
         assert {field["name"] for field in resource["schema"]["fields"]} <= COLUMNS.keys()
 

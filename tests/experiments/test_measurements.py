@@ -132,6 +132,27 @@ def test_small_cells_are_kept_together_and_those_that_an_error_follows_too(monke
     assert kept == [["cell 0", "cell 1", "cell 2"], ["cell 3", "cell 4"], ["cell 5", "cell 6"]]
 
 
+def test_the_card_says_with_what_a_table_was_made(small):
+    """And that is what the cells are made with."""
+    network = weights.load_model("vanilla", "small")
+    subject = catalogue.Subject("vanilla", network, small, 0)
+    given = {name: catalogue.EXPERIMENTS[name].parameters(subject) for name in ("noise", "gauges", "cp", "retraining")}
+    card = measure("noise", "vanilla", small, progress=False).with_suffix(".json")
+    assert json.loads(card.read_text())["parameters"] == given["noise"]
+    assert given["noise"] == {"draws": 5, "seed": 0, "train_images": {"number": 180, "seed": 5}}
+    assert given["gauges"] == {"seed": 0, "spread": 1.0}
+    assert given["cp"].keys() == {"seed", "starts", "svd_starts", "max_iterations", "train_images"}
+    recipe = given["retraining"]["recipe"]
+    assert (recipe["epochs"], recipe["peak_lr"], recipe["batch_size"]) == (5, 0.02, 128)
+    assert given["retraining"]["evaluated_train_images"] == {"number": 180, "seed": 13}
+    assert given["retraining"]["seeds"] == {"batches": 500, "reordered": 600, "fresh": 10000, "noise": 0}
+    taken = []
+    entry = dataclasses.replace(catalogue.EXPERIMENTS["noise"], cells=lambda its, **settings: taken.append(settings) or (
+        catalogue.EXPERIMENTS["noise"].cells(its, **settings)))
+    entry.parts(subject, weighed=False)
+    assert taken == [{"draws": 5, "seed": 0}]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -72,6 +72,15 @@ def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, 
         verification.verify(2)
 
 
+def test_a_table_that_was_made_with_other_parameters_is_refused(tables):
+    card = tables[1].with_suffix(".json")
+    content = json.loads(card.read_text())
+    assert content["parameters"] == {"train_images": {"number": 180, "seed": 5}}
+    card.write_text(json.dumps(content | {"parameters": {"train_images": {"number": 90, "seed": 5}}}))
+    with pytest.raises(ValueError, match="was made with other parameters than the experiment has now .train_images.: measure it"):
+        verification.verify(2)
+
+
 def test_a_re_training_is_verified_where_it_starts_and_made_anew_for_an_epoch(tables, small, monkeypatch):
     assert verification.verify_retraining() is None
     entry = verification.EXPERIMENTS["retraining"]

@@ -64,6 +64,10 @@ class Reestimation:
         if not batch_norms(self.model):
             raise ValueError(f"{type(self.model).__name__} has no batch norm whose statistics could be estimated anew")
 
+    def parameters(self) -> dict:
+        """What a table of it does not say of how it was made: no more than which images these are."""
+        return {}
+
     def runs(self) -> list[tuple[str, float]]:
         return [(cut, level) for cut in self.cuts for level in self.levels]
 

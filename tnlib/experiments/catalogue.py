@@ -1,6 +1,7 @@
 """The experiments: by name, which cells of which networks are evaluated on which images, or which runs are made."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,21 +103,25 @@ class Subject:
 
 @dataclass(frozen=True)
 class Experiment:
-    """`.cells(subject)`: what is replaced, or, where other networks are swept, a list of (network, what is replaced in it).
+    """`.cells(subject, **settings)`: what is replaced, or, where other networks are swept, a list of (network, what is
+    replaced in it). `.settings(subject)`: what cells are made with and the columns of the table do not say.
 
     `.key`: what tells its cells apart. `.splits`, `.images`: on which images they are evaluated, so many class-balanced
-    ones (None: all). `.weighed`: whether a row also has the data-aware error. Where a row is not a cell of a sweep,
-    `.runs(subject)` takes the place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)` and
-    `.run(*run)` as `Retraining` has them; a run is done whole or not at all.
+    ones (None: all). `.weighed`: whether a row also has the data-aware error; `.train_images`: whether the subject's
+    training images are looked at for anything else. Where a row is not a cell of a sweep, `.runs(subject)` takes the
+    place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)`, `.run(*run)` and `.parameters()` as
+    `Retraining` has them; a run is done whole or not at all.
     """
 
-    cells: Callable[[Subject], Replacements | list] | None
+    cells: Callable[..., Replacements | list] | None
     key: tuple[str, ...]
     splits: tuple[str, ...] = ("test",)
     version: int = 1
     weighed: bool = True
     images: int | None = None
     runs: Callable[[Subject], Retraining | Paths | Reestimation] | None = None
+    settings: Callable[[Subject], dict] = lambda its: {}
+    train_images: bool = False
 
     def on(self, subject: Subject) -> "Experiment":
         """This experiment as it is made on `subject`: in a reduced form on the first split only; there and for trying on
@@ -128,10 +133,17 @@ class Experiment:
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
 
+    def parameters(self, subject: Subject) -> dict:
+        """What a table's card says of how its rows are made, beside what its columns do; as JSON has it."""
+        found = self.runs(subject).parameters() if self.runs else self.settings(subject)
+        if self.train_images or self.weighed and not self.runs:
+            found = found | {"train_images": {"number": len(subject.train_images), "seed": TRAIN_SEED}}
+        return json.loads(json.dumps(found))
+
     def parts(self, subject: Subject, weighed: bool = True) -> list[tuple[torch.nn.Module, Replacements]]:
         """(network that is swept, what is replaced in it), one after another; without data-aware errors, which take
         long, if not `weighed`."""
-        cells = self.cells(subject)
+        cells = self.cells(subject, **self.settings(subject))
         if isinstance(cells, list):
             return cells
         if weighed and self.weighed:
@@ -185,16 +197,16 @@ def _joint(its: Subject):
                    if layers is None or layers])
 
 
-def _cp(its: Subject):
+def _of_cp(its: Subject) -> dict:
+    most = {"starts": 1, "svd_starts": 1, "max_iterations": 40} if its.deep else {
+        "starts": 2, "svd_starts": 2, "max_iterations": 100}
     less = {"ranks": (1, 4, 16, 64), "starts": 1, "svd_starts": 0, "max_iterations": 15} if its.quick else {}
-    if its.deep:
-        less = {"starts": 1, "svd_starts": 1, "max_iterations": 40} | less
-    return cp_truncations(its.model, layers=its.sampled, seed=its.seed, **less)
+    return {"seed": its.seed} | most | less
 
 
-def _ring(its: Subject):
+def _of_ring(its: Subject) -> dict:
     less = {"ranks": (1, 2, 4, 8), "max_iterations": 10} if its.quick else {}
-    return ring_truncations(its.model, layers=its.sampled, seed=its.seed, **less)
+    return {"seed": its.seed, "starts": 1, "max_iterations": 60} | less
 
 
 def _retraining(its: Subject, **options) -> Retraining:
@@ -207,29 +219,34 @@ def _retraining(its: Subject, **options) -> Retraining:
 EXPERIMENTS = {
     "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(
-        lambda its: matched_noise(_truncations(its), 5 if its.seed == 0 and not (its.quick or its.deep) else 1,
-                                  its.seed),
-        ("layer", "cut", "rank", "draw")),
+        lambda its, **given: matched_noise(_truncations(its), **given), ("layer", "cut", "rank", "draw"),
+        settings=lambda its: {"draws": 5 if its.seed == 0 and not (its.quick or its.deep) else 1, "seed": its.seed}),
     "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),
                          ("layer", "norm_kept"), weighed=False),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
     "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.sampled)),
-                             ("layer", "cut", "rank"), weighed=False),  # it has that error from the start
+                             ("layer", "cut", "rank"), weighed=False,  # it has that error from the start
+                             train_images=True),
     "multi-mode": Experiment(
         lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_out", "rank_in")),
     "train": Experiment(
         lambda its: train_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_1", "rank_2", "rank_3")),
-    "cp": Experiment(_cp, ("layer", "rank")),
-    "ring": Experiment(_ring, ("layer", "rank")),
+    "cp": Experiment(lambda its, **given: cp_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
+                     settings=_of_cp),
+    "ring": Experiment(lambda its, **given: ring_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
+                       settings=_of_ring),
     "controls": Experiment(
-        lambda its: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS,
-                             QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, its.seed, its.sampled),
-        ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES),
+        lambda its, **given: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS,
+                                      QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, layers=its.sampled, **given),
+        ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES, settings=lambda its: {"seed": its.seed}, weighed=False,
+        train_images=True),
     "gauges": Experiment(
-        lambda its: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None, its.seed, its.sampled),
-        ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES),
+        lambda its, **given: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None,
+                                       layers=its.sampled, **given),
+        ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES, settings=lambda its: {"seed": its.seed, "spread": 1.0},
+        weighed=False),
     "memory": Experiment(lambda its: cut_truncations(its.model, cuts=CONTROL_CUTS), ("layer", "cut", "rank"), ("train",),
                          weighed=False),
     "retraining": Experiment(None, ("cut", "strength", "arm", "epoch"), runs=_retraining),
@@ -239,7 +256,8 @@ EXPERIMENTS = {
                                      whole=("continued",), arms=("free",))),
     "batch-norm": Experiment(
         None, ("cut", "level", "statistics"),
-        runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS)),
+        runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS),
+        train_images=True),
     "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
 }
 

@@ -194,14 +194,15 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
     return {layer: (total / counts[layer]).clone() for layer, total in sums.items()}
 
 
-def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0, layers=None) -> list[tuple[nn.Module, Replacements]]:
-    """The truncations of `layers` (None: of all) of `model` in all `gauges` of its function: (network, truncations of
-    that network) each.
+def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0, layers=None,
+              spread: float = 1.0) -> list[tuple[nn.Module, Replacements]]:
+    """The truncations of `layers` (None: of all) of `model` in all `gauges` of its function (which take `seed` and
+    `spread`): (network, truncations of that network) each.
 
     Labels: `gauge`, those of `cut_truncations`, and `entropy` of the whole kernel at the cut in that gauge, in bits.
     Raises `ValueError` for a network that has no other gauges than its own.
     """
-    networks = gauges(model, seed)
+    networks = gauges(model, seed, spread)
     if len(networks) == 1:
         raise ValueError(f"{type(model).__name__} has no other gauge: it is no plain chain of convolutions and linear "
                          "layers, and no batch norm follows its convolutions")

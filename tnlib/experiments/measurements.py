@@ -64,6 +64,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
+    about = identity | {"parameters": entry.parameters(subject)}
     if missing:
         precision = {"training_precision": training_precision(restart(model, dataset.name))} if entry.runs else {}
         device = default_device() if executor is None else "cpu"
@@ -72,10 +73,10 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             _keep(store, results)
         except (KeyboardInterrupt, FileNotFoundError, ValueError):
             if entry.runs and (lacking := _lacking(entry, subject, store.places())):
-                write_table(entry, store, path, identity | {"missing": lacking}, dataset)
+                write_table(entry, store, path, about | {"missing": lacking}, dataset)
             raise
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
-    return write_table(entry, store, path, identity, dataset)
+    return write_table(entry, store, path, about, dataset)
 
 
 def _keep(store: Store, results) -> None:

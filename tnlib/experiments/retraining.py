@@ -23,7 +23,7 @@ from .evaluation import Evaluation, default_device, evaluate
 from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
-from .strengths import CASES, Case, truncated_to, with_kernels
+from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to, with_kernels
 from .training import Training
 from .weights import find_weights, read_card, stem
 
@@ -112,6 +112,16 @@ class Retraining:
         labels = self.dataset.train_labels
         chosen = balanced_sample(labels, min(self.evaluated, len(labels)), TRAIN_SEED)
         return Dataset(self.dataset.train_images[chosen], labels[chosen], classes=self.dataset.classes)
+
+    def parameters(self) -> dict:
+        """What a table of the runs does not say of how they were made: how far a case truncates was found in so many
+        steps; the seeds are those of the batches, of their other order, of fresh weights and of noise."""
+        draws = 1000 * self.seed
+        return {"recipe": dataclasses.asdict(self.recipe), "bisection_steps": STEPS, "cp_fractions": CP_FRACTIONS,
+                "cp_iterations": CP_ITERATIONS, "evaluated_train_images": {
+                    "number": len(self.some_training_images.test_labels), "seed": TRAIN_SEED},
+                "seeds": {"batches": draws + DRAWS, "reordered": draws + OTHER_DRAWS, "fresh": FRESH + self.seed,
+                          "noise": self.seed}}
 
     def runs(self) -> list[tuple[Case | None, str]]:
         return [*((None, arm) for arm in self.whole), *((case, arm) for arm in self.arms for case in self.cases)]
@@ -202,6 +212,10 @@ class Paths:
     """
 
     retraining: Retraining
+
+    def parameters(self) -> dict:
+        """Those of the runs that the paths lie between."""
+        return self.retraining.parameters()
 
     def runs(self) -> list[tuple[Case | None, str]]:
         return [(None, "reordered"), *((case, "free") for case in self.retraining.cases)]

@@ -22,8 +22,9 @@ UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
 COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
 
 
-def write_table(entry: Experiment, store, path, identity: dict, dataset) -> Path:
-    """Write table, bits and card from the store; each file whole or not at all, the card last."""
+def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
+    """Write table, bits and card from the store; each file whole or not at all, the card last. `about`: what the card
+    says of what was measured, and how."""
     rows, bits, untruncated = [], {}, {}
     for split in entry.splits:
         chosen = entry.chosen_images(dataset, split)
@@ -46,15 +47,15 @@ def write_table(entry: Experiment, store, path, identity: dict, dataset) -> Path
                  f"{split}.cells": np.frombuffer(b"".join(packed), dtype=np.uint8)}
     table = pd.concat(rows, ignore_index=True)
     if (chosen := entry.chosen_images(dataset, "test")) is not None:
-        identity = identity | {"test_images": {"number": len(chosen), "seed": 0, "sha256": _digest(chosen)}}
-    what = {name: identity[name] for name in ("model", "dataset", "seed")}
+        about = about | {"test_images": {"number": len(chosen), "seed": 0, "sha256": _digest(chosen)}}
+    what = {name: about[name] for name in ("model", "dataset", "seed")}
     columns = [*what, *(column for column in table if column not in COUNTED), *COUNTED]
     table = table.assign(**what)[columns]
     with atomic_path(bits_path(path)) as temporary:
         save_file(bits, temporary)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
-    write_json(path.with_suffix(".json"), identity | {
+    write_json(path.with_suffix(".json"), about | {
         "untruncated": untruncated, "rows": len(table), "sha256": sha256_of(path),
         "bits_sha256": sha256_of(bits_path(path)), "calls": store.calls()})
     return path

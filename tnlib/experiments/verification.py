@@ -60,7 +60,7 @@ def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
     Only on 500 fixed images of each table's first split. Of a re-training the networks that it starts from; paths begin
     and end in weights that are not published: see `verify_paths`. `of` as in `published_tables`. Raises
     `FileNotFoundError` where there is no table or a data set is not there, and `ValueError` for a damaged file, or a
-    table that was made from other weights than are published, or has cells that are no longer made.
+    table of other weights than are published, or of cells or parameters that the experiment no longer has.
     """
     load = cache(partial(load_dataset, root=data))
     tables = published_tables(**of)
@@ -140,6 +140,10 @@ class _Table:
         model = load_model(card["model"], card["dataset"], card["seed"])
         self.subject = Subject(card["model"], model, dataset, card["seed"], reduced=card.get("reduced", False))
         self.entry = EXPERIMENTS[card["experiment"]].on(self.subject)
+        if (made := self.entry.parameters(self.subject)) != card["parameters"]:
+            other = [name for name in made.keys() | card["parameters"].keys() if made.get(name) != card["parameters"].get(name)]
+            raise ValueError(f"{path} was made with other parameters than the experiment has now ({', '.join(sorted(other))}): "
+                             "measure it again")
         self.split = self.entry.splits[0]
         labels = split_arrays(dataset, self.split)[1]
         shared = len(labels) - (dataset.num_differing_test if self.split == "test" else 0)

@@ -1,6 +1,5 @@
 """The numbers that a page shows, by the name of what was measured."""
 
-import dataclasses
 import os
 from functools import cache, partial
 from pathlib import Path
@@ -10,14 +9,11 @@ import torch
 from filelock import FileLock
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
-from ..experiments.catalogue import QUICK_EVALUATED
 from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels
-from ..experiments.retraining import TRAIN_IMAGES, restart
 from ..experiments.store import StoreError
-from ..experiments.strengths import STEPS
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.weights import find_weights, initial_model, load_model, read_card, stem, trained_seeds
 from .scorecard import Scorecard
@@ -100,18 +96,24 @@ def _table(experiment, model, dataset, seed) -> Path | None:
     return own if own.is_file() else None
 
 
-def _recipes(model: str, dataset: str) -> pd.DataFrame:
-    first = read_card(find_weights(model, dataset, trained_seeds(model, dataset)[0]))["recipe"]
-    own = {"bisection_steps": STEPS,
-           "evaluated_train_images": QUICK_EVALUATED if dataset == "shapes" else TRAIN_IMAGES}
-    return pd.DataFrame([first, dataclasses.asdict(restart(model, dataset)) | own], index=["training", "retraining"])
+def _recipe(model: str, dataset: str) -> pd.DataFrame:
+    cards = [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
+    return pd.DataFrame([{"seed": card["seed"], **card["recipe"]} for card in cards])
+
+
+def _read_recipe(path) -> pd.DataFrame:
+    card = read_card(path)
+    given = card["parameters"]
+    return pd.DataFrame([{"seed": card["seed"], **given["recipe"], "bisection_steps": given["bisection_steps"],
+                          "evaluated_train_images": given["evaluated_train_images"]["number"]}])
 
 
 EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
     "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
     "retraining-answers": partial(_measured, "retraining", read=read_answers),
-    "retraining-recipe": _recipes,
+    "retraining-recipe": partial(_measured, "retraining", read=_read_recipe),
+    "recipe": _recipe,
     "networks": _networks,
     "training": _training,
     "initial-overlap": _initial_overlap,
@@ -127,7 +129,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
     "retraining-answers": its table with the bits of every row, `answers`; "retraining-recipe": how its networks were
-    trained first, and how again. "networks": one row a network, what its card says of it. "training": the entropies of
+    trained on, by its card; "recipe": how they were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of
     its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
     each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
     `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
@@ -146,7 +148,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 
 def _files(experiment: str, model: str, dataset: str) -> list[Path]:
     """The tables or the weights that `results` has just read."""
-    measured = experiment.removesuffix("-spectra").removesuffix("-answers")
+    measured = experiment.removesuffix("-spectra").removesuffix("-answers").removesuffix("-recipe")
     find = partial(_table, measured) if measured in MEASUREMENTS else find_weights
     return [path for seed in trained_seeds(model, dataset) if (path := find(model, dataset, seed))]
 
