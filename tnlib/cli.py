@@ -124,11 +124,11 @@ def verify(model, dataset, sample, seed, data):
     checks = verify(sample, seed, data, **of)
     for words in other_copies(checks, data):
         click.echo(words)
-    worst = max(checks, key=lambda check: check.different / check.images)
     images = sum(check.images for check in checks)
     different = sum(check.different for check in checks)
-    click.echo(f"{len(checks)} cells of {len({check.table for check in checks})} tables: {different} of {images:,} answers "
-               f"differ; most in {worst.table}, {worst.key}: {worst.different} of {worst.images}")
+    worst = max(checks, key=lambda check: check.different / check.images, default=None)
+    click.echo(f"{len(checks)} cells of {len({check.table for check in checks})} tables: {different} of {images:,} answers differ"
+               + (f"; most in {worst.table}, {worst.key}: {worst.different} of {worst.images}" if worst else ""))
     if different > max(1, TIES * images):
         raise click.ClickException("more answers differ than rounding explains: the published results do not follow from "
                                    "the published weights here")

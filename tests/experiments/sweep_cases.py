@@ -61,7 +61,7 @@ class Misnamed(nn.Module):
     def __init__(self):
         super().__init__()
         self.add, self.skip = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
-        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.masked = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.relu = nn.SiLU()
         self.relu.register_forward_hook(lambda module, arguments, output: output.clamp(max=0.5))
         self.head, self.auxiliary = nn.Linear(8, 10), nn.Conv2d(8, 10, 1)
@@ -71,6 +71,7 @@ class Misnamed(nn.Module):
         if self.training:
             x = x + self.auxiliary(x).mean()
         x = F.relu6(self.last(x) + x)                # another activation than ReLU after an addition
+        x = F.relu(self.masked(x) + (x > 0.2))       # and an addition of another dtype
         return self.head(x.mean((2, 3)))
 
 

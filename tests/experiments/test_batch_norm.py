@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tnlib import conv_kernels, evaluate, truncate
-from tnlib.experiments import catalogue, measurements, retraining, weights
+from tnlib.experiments import catalogue, measurements, retraining, verification, weights
 from tnlib.experiments.batch_norm import Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS, Subject
 from tnlib.experiments.datapackage import COLUMNS
@@ -135,6 +135,17 @@ def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
     assert np.array_equal(row["answers"], evaluate(network, some).correct)
 
 
+def test_answers_with_either_statistics_are_verified(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
+    monkeypatch.setattr(catalogue, "REESTIMATED_LEVELS", (0.6,))
+    monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: deep)
+    measurements.measure("batch-norm", "resnet50", deep, progress=False)
+    checks = verification.verify(10)
+    assert [(check.key.split()[-1], check.different, check.images) for check in sorted(checks, key=lambda check: check.key)] == [
+        ("statistics=re-estimated", 0, 60), ("statistics=stored", 0, 60)]
+
+
 def test_noise_and_shrink_are_of_the_same_layers(deep, model):
     subject = Subject("resnet50", model, deep, 0, reduced=True)
     cells = {name: EXPERIMENTS[name].parts(subject, weighed=False)[0][1] for name in ("truncation", "shrink", "noise")}
@@ -185,21 +196,21 @@ def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
 
 # ---- paths between re-trained networks -------------------------------------------------------------------------------
 
-def test_on_a_path_the_statistics_are_those_of_every_point(model, data, tmp_path, monkeypatch):
+def test_on_a_path_the_statistics_are_those_of_every_point(model, deep, tmp_path, monkeypatch):
     monkeypatch.setattr(retraining, "RUNS", tmp_path)
-    plan = Retraining("resnet50", model, data, 0, evaluated=90)
+    plan = Retraining("resnet50", model, deep, 0, evaluated=90)
     torch.manual_seed(1)
     ends = {"continued": copy.deepcopy(model), "reordered": copy.deepcopy(model)}
     for arm, network in ends.items():
         for parameter in network.parameters():
             parameter.data += 0.1 * parameter.std() * torch.randn_like(parameter)
         network.bn1.running_mean.fill_(99.0)  # of no use between the ends, and so not used at them either
-        Retraining._keep(network, plan.last_weights(None, arm))
+        plan._keep(network, None, arm)
     rows = list(Paths(plan).run(None, "reordered"))
     some = plan.some_training_images
     for (labels, found), network in ((rows[0], ends["continued"]), (rows[-1], ends["reordered"])):
         expected = reestimated(network, some.test_images)
-        assert found.loss == pytest.approx(evaluate(expected, data).loss, rel=1e-4)
+        assert found.loss == pytest.approx(evaluate(expected, deep).loss, rel=1e-4)
         assert labels["train_loss"] == pytest.approx(evaluate(expected, some).loss, rel=1e-4)
     vector = lambda network: torch.cat([p.flatten().double() for p in (*network.parameters(), *network.normalize.buffers())])
     start, end = map(vector, ends.values())

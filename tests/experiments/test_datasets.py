@@ -15,9 +15,11 @@ from hypothesis import given, strategies as st
 from tnlib import Dataset, load_dataset
 from tnlib.experiments import datasets
 from tnlib.experiments.datasets import (
-    CIFAR, CIFAR10_CLASSES, balanced_sample, data_folders, describe, fetch, find_files)
+    CIFAR, CIFAR10_CLASSES, balanced_indices, balanced_sample, data_folders, describe, fetch, find_files)
 from tnlib.experiments.files import PUBLISHED
+from tnlib.experiments.networks import Network
 from tnlib.experiments.torchvision_compat import import_torchvision
+from tnlib.experiments.training import as_trained_on
 
 
 def numbered(n, start=0, side=4):
@@ -105,6 +107,17 @@ def two_copies():
     for images, indices in ((train, differing["differing_train"]), (test, differing["differing_test"])):
         images[indices, -1, -1] += 9
     return ours, Dataset(*in_another_order(test, test_labels), train, labels, **differing), differing
+
+
+def test_samples_of_training_images_hold_none_that_differs():
+    ours, official, _ = two_copies()
+    differs = (ours.train_images != official.train_images).any((1, 2, 3))
+    assert differs.sum() == 4 and np.array_equal(ours.train_differs, differs)
+    sample = balanced_indices(ours, "train", 350)
+    assert not differs[sample].any() and np.array_equal(sample, balanced_indices(official, "train", 350))
+    few = as_trained_on(ours, Network(None, images=300))
+    assert np.array_equal(few.train_differs, (few.train_images != as_trained_on(official, Network(None, images=300)).train_images).any((1, 2, 3)))
+    assert few.train_differs.any()
 
 
 def test_copies_share_what_results_are_compared_by():

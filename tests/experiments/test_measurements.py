@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
-from tnlib.experiments.evaluation import Evaluation, evaluate
+from tnlib.experiments.controls import shrink
+from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.replacements import dense
@@ -92,44 +93,33 @@ def test_answers_stand_beside_the_rows_that_they_are_of(small):
 def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypatch):
     whole = measure("truncation", "vanilla", small, folder=tmp_path / "whole", progress=False)
     (tmp_path / "results" / "truncation-vanilla-small-s0.sqlite").unlink()
-    added, add = [], store.Store.add
-    monkeypatch.setattr(measurements, "KEEP_SECONDS", 0)  # each cell alone
+    evaluated, swept = [], measurements.sweep
 
-    def stop_at_30(self, cell):
-        if len(added) == 30:
-            raise KeyboardInterrupt
-        added.append(cell[0])
-        add(self, cell)
+    def stop_after_30(*given, **named):
+        for place, found in swept(*given, **named):
+            if len(evaluated) == 30:
+                raise KeyboardInterrupt
+            evaluated.append(place["key"])
+            yield place, found
 
-    monkeypatch.setattr(store.Store, "add", stop_at_30)
+    monkeypatch.setattr(measurements, "sweep", stop_after_30)
     with pytest.raises(KeyboardInterrupt):
         measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert not (tmp_path / "again").exists()
-    monkeypatch.setattr(store.Store, "add", lambda self, cell: (added.append(cell[0]), add(self, cell)))
+    evaluated.append("the stop")
     again = measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
-    assert len(added) == len(set(added)) == len(read_table(whole)) + 2, "no cell twice"
+    assert len(evaluated) == len(set(evaluated)) == len(read_table(whole)) + 3, "no cell twice"
     first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
     assert "seconds" not in first and second["seconds"] > 0 and first["versions"]["torch"] == version("torch")
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
 
 
-def test_small_cells_are_kept_together_and_those_that_an_error_follows_too(monkeypatch):
-    now, kept = [0.0], []
-    monkeypatch.setattr(measurements.time, "monotonic", lambda: now[0])
-
-    class Kept:
-        def add(self, *cells):
-            kept.append([key for key, *_ in cells])
-
-    def found():
-        for place, seconds in enumerate((0.4, 0.4, 0.4, 0.4, 3.0, 0.1, 0.1)):
-            now[0] += seconds
-            yield [({"key": f"cell {place}", "place": place, "labels": {}}, Evaluation(np.ones(3, dtype=bool), 0.5))]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measurements._keep(Kept(), found())
-    assert kept == [["cell 0", "cell 1", "cell 2"], ["cell 3", "cell 4"], ["cell 5", "cell 6"]]
+def test_a_measurement_that_was_begun_with_other_settings_is_not_gone_on_with(small, monkeypatch):
+    entry = catalogue.EXPERIMENTS["noise"]
+    measure("noise", "vanilla", small, progress=False)
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "noise", dataclasses.replace(entry, settings=lambda its: {"draws": 6, "seed": 0}))
+    with pytest.raises(store.StoreError, match='holds results of another measurement:\n.*"draws": 5.*\n.*"draws": 6'):
+        measure("noise", "vanilla", small, progress=False)
 
 
 def test_the_card_says_with_what_a_table_was_made(small):
@@ -156,35 +146,43 @@ def test_the_card_says_with_what_a_table_was_made(small):
 SCRIPT = """
 import sys
 from pathlib import Path
-from tnlib.experiments import measurements
+from tnlib.experiments import measurements, store
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.controls import shrink
-measurements.RUNS, measurements.KEEP_SECONDS = Path(sys.argv[1]), 0
+measurements.RUNS, store.TOGETHER_SECONDS = Path(sys.argv[1]), 0.01
 EXPERIMENTS["shrink"] = Experiment(lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False)
 measurements.measure("shrink", "vanilla", "shapes", progress=False)
 """
 
 
-def test_a_killed_measurement_goes_on_and_ends_alike(tmp_path):
-    run = lambda folder: subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL)
-    assert run(tmp_path / "whole").wait() == 0
-    killed = run(tmp_path / "killed")
+def test_a_killed_measurement_goes_on_and_ends_alike(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "shrink", catalogue.Experiment(
+        lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False))
+
+    def run(folder):
+        monkeypatch.setattr(measurements, "RUNS", tmp_path / folder)
+        measure("shrink", "vanilla", "shapes", progress=False)
+
+    run("whole")
+    killed = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     kept = tmp_path / "killed" / "results" / "shrink-vanilla-shapes-s0.sqlite"
-    for _ in range(600):
-        if kept.exists() and len(_keys(kept)) >= 3:
-            break
-        time.sleep(0.05)
+    while killed.poll() is None and len(_keys(kept)) < 3:
+        time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and 3 <= len(_keys(kept)) < 13, "killed on the way"
-    assert run(tmp_path / "killed").wait() == 0
+    before = _keys(kept)
+    assert killed.wait() == -signal.SIGKILL and 3 <= len(before) < 13, "killed on the way"
+    run("killed")
+    assert _keys(kept)[:len(before)] == before and len(_keys(kept)) == 13, "what was kept is not made again"
     for name in ("shrink-vanilla-shapes-s0.csv", "shrink-vanilla-shapes-s0.bits.safetensors"):
         assert (tmp_path / "killed" / "results" / name).read_bytes() == (tmp_path / "whole" / "results" / name).read_bytes()
 
 
 def _keys(path):
+    if not path.exists():
+        return []
     with sqlite3.connect(path) as database:
         try:
-            return database.execute("SELECT key FROM cells").fetchall()
+            return database.execute("SELECT rowid, key FROM cells ORDER BY rowid").fetchall()
         except sqlite3.OperationalError:  # not made yet
             return []
 

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -176,7 +176,7 @@ def test_the_recipe_is_the_networks_own_but_shorter_and_slower(plan):
 
 def test_a_path_goes_straight_from_one_end_to_the_other(plan, small, model):
     paths = Paths(plan)
-    with pytest.raises(FileNotFoundError, match="continued.safetensors is not there.*measure retraining"):
+    with pytest.raises(FileNotFoundError, match="continued.safetensors is not there.*measure retraining of this network on this"):
         list(paths.run(OUT, "free"))
     ends = {arm: list(plan.run(case, arm))[-1] for case, arm in ((None, "continued"), (OUT, "free"))}
     rows = list(paths.run(OUT, "free"))
@@ -189,6 +189,23 @@ def test_a_path_goes_straight_from_one_end_to_the_other(plan, small, model):
     assert rows[3][1].loss == pytest.approx(evaluate(model, small).loss, rel=1e-4)
     norm = lambda weights: np.sqrt(sum(float(tensor.double().square().sum()) for tensor in weights.values()))
     assert rows[0][0]["distance"] == pytest.approx(norm({name: end[name] - start[name] for name in start}) / norm(start))
+
+
+def test_ends_that_are_damaged_or_of_other_weights_are_refused(plan, small, tmp_path):
+    for case, arm in ((None, "continued"), (OUT, "free")):
+        list(plan.run(case, arm))
+    path = plan.last_weights(OUT, "free")
+    content = path.read_bytes()
+    for damaged, words in ((content[:-1] + bytes([content[-1] ^ 1]), "its sha256 is another"), (content[:50], "cannot be read")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"free.safetensors .*{words}"):
+            list(Paths(plan).run(OUT, "free"))
+    path.write_bytes(content)
+    other = Retraining("vanilla", plan.model, small, 0, epochs=2, cases=(OUT,), evaluated=40)
+    card = find_weights("vanilla", "small").with_suffix(".json")
+    write_json(card, read_card(card) | {"sha256": "0" * 64})
+    with pytest.raises(ValueError, match="is where a run ended that began in other weights than 0000000000000000…"):
+        other.read_last_weights(OUT, "free")
 
 
 # ---- measuring: stopped, killed, and by several workers ----------------------------------------------------------
@@ -230,11 +247,34 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
     assert "missing" not in read_card(again) and "float" in read_card(again)["calls"][0]["training_precision"]
+    (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert again.read_bytes() == whole.read_bytes() and "missing" not in read_card(again), "a whole table stays"
 
 
-def test_several_workers_end_in_the_same_table(short, small, tmp_path):
+def test_a_run_that_cannot_be_made_does_not_stop_the_others(short, small, tmp_path, monkeypatch):
+    start = Retraining.start
+
+    def diverging(self, case, arm):
+        if arm == "scratch":
+            raise ValueError("training diverged")
+        return start(self, case, arm)
+
+    monkeypatch.setattr(Retraining, "start", diverging)
+    with pytest.raises(ValueError, match="training diverged"):
+        measure("retraining", "vanilla", small, progress=False)
+    table = tmp_path / "results" / "retraining-vanilla-small-s0.csv"
+    assert set(read_table(table)["arm"]) == {"continued", "reordered", "free", "noise", "kept"}
+    assert read_card(table)["missing"] == ["test cut=none strength=1.0 arm=scratch epoch=2"]
+
+
+def test_several_workers_end_in_the_same_table(short, small, tmp_path, monkeypatch):
     alone = measure("retraining", "vanilla", small, folder=tmp_path / "alone", progress=False)
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
+    backwards = lambda futures: [future for future in sorted(futures, key=id, reverse=True) if wait([future])]
+    monkeypatch.setattr(measurements, "as_completed", backwards)  # not in the order in which they were begun
     with ThreadPoolExecutor(1) as executor:
         together = measure("retraining", "vanilla", small, folder=tmp_path / "together", executor=executor, progress=False)
     assert together.read_bytes() == alone.read_bytes() and bits_path(together).read_bytes() == bits_path(alone).read_bytes()
@@ -243,12 +283,12 @@ def test_several_workers_end_in_the_same_table(short, small, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from tnlib.experiments import measurements, retraining, weights
+from tnlib.experiments import measurements, retraining, store, weights
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 measurements.RUNS = retraining.RUNS = Path(sys.argv[1])
-measurements.KEEP_SECONDS = 0
+store.TOGETHER_SECONDS = 0.01
 weights.FOLDERS = (Path(sys.argv[2]),)
 EXPERIMENTS["retraining"] = Experiment(None, EXPERIMENTS["retraining"].key, runs=lambda its: Retraining(
     its.name, its.model, its.dataset, its.seed, epochs=2, cases=(Case("OUT", 0.5),), evaluated=40))
@@ -256,25 +296,30 @@ measurements.measure("retraining", "vanilla", sys.argv[3], progress=False)
 """
 
 
-def test_a_killed_measurement_goes_on_from_the_last_finished_run(small, tmp_path):
+def test_a_killed_measurement_goes_on_from_the_last_finished_run(short, small, tmp_path, monkeypatch):
     data = tmp_path / "small.npz"
     train = np.concatenate([small.train_images, small.validation_images]), np.concatenate(
         [small.train_labels, small.validation_labels])
     np.savez(data, test_images=small.test_images, test_labels=small.test_labels, train_images=train[0], train_labels=train[1])
     card = find_weights("vanilla", "small").with_suffix(".json")  # of a network trained on that file
     write_json(card, read_card(card) | {"core_fingerprint": load_dataset(data).core_fingerprint})
-    run = lambda folder: subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / folder), str(tmp_path / "weights"),
-                                           str(data)], stderr=subprocess.DEVNULL)
-    assert run("whole").wait() == 0
-    killed = run("killed")
+
+    def run(folder):
+        for module in (measurements, retraining):
+            monkeypatch.setattr(module, "RUNS", tmp_path / folder)
+        measure("retraining", "vanilla", str(data), progress=False)
+
+    run("whole")
+    killed = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed"), str(tmp_path / "weights"), str(data)],
+                              stderr=subprocess.DEVNULL)
     kept = tmp_path / "killed" / "results" / "retraining-vanilla-small-s0.sqlite"
-    for _ in range(1200):
-        if len(_keys(kept)) >= 1 + 2 * 3:  # the untruncated network and two runs
-            break
+    while killed.poll() is None and len(_keys(kept)) < 1 + 2 * 3:  # the untruncated network and two runs
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and len(_keys(kept)) < 19, "killed on the way"
-    assert run("killed").wait() == 0
+    before = _keys(kept)
+    assert killed.wait() == -signal.SIGKILL and 7 <= len(before) < 19, "killed on the way"
+    run("killed")
+    assert _keys(kept)[:len(before)] == before and len(_keys(kept)) == 19, "what was kept is not made again"
     for name in ("retraining-vanilla-small-s0.csv", "retraining-vanilla-small-s0.bits.safetensors"):
         assert (tmp_path / "killed" / "results" / name).read_bytes() == (tmp_path / "whole" / "results" / name).read_bytes()
 
@@ -284,6 +329,6 @@ def _keys(path):
         return []
     with sqlite3.connect(path) as database:
         try:
-            return database.execute("SELECT key FROM cells").fetchall()
+            return database.execute("SELECT rowid, key FROM cells ORDER BY rowid").fetchall()
         except sqlite3.OperationalError:  # not made yet
             return []

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import sqlite3
+import time
 
 import numpy as np
 import pytest
 
+from tnlib.experiments import store as store_module
 from tnlib.experiments.store import Store, StoreError
 
 BITS = np.arange(20) % 3 == 0
@@ -36,6 +38,36 @@ def test_a_loss_that_is_no_number_is_kept(tmp_path):
     store.add(("k", 0, {}, BITS, float("nan")))
     ((key, _, _, loss),) = store.cells()
     assert key == "k" and np.isnan(loss)
+
+
+def test_cells_are_kept_within_a_second_also_where_no_others_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "TOGETHER_SECONDS", 0.02)
+    store, kept = Store(tmp_path / "a.sqlite", {}), []
+    monkeypatch.setattr(Store, "add", lambda self, *cells, add=Store.add: (kept.append(len(cells)), add(self, *cells)))
+    cell = lambda place: (f"cell {place}", place, {}, BITS, 0.0)
+    with pytest.raises(KeyboardInterrupt), store.adding() as add:
+        add(cell(0), cell(1))
+        while len(store.places()) < 2:
+            time.sleep(0.01)
+        for place in range(2, 60):
+            add(cell(place))
+        raise KeyboardInterrupt
+    assert len(store.places()) == sum(kept) == 60 and len(kept) < 40 and kept[0] == 2
+
+
+def test_cells_that_cannot_be_kept_stop_what_finds_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "TOGETHER_SECONDS", 0.02)
+    store = Store(tmp_path / "a.sqlite", {})
+
+    def full(self, *cells):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "add", full)
+    with pytest.raises(StoreError, match="the disk is full"), store.adding() as add:
+        for place in range(10_000):
+            add((f"cell {place}", place, {}, BITS, 0.0))
+            time.sleep(0.005)
+        pytest.fail("nobody noticed")
 
 
 def test_another_measurement_is_refused(tmp_path):

@@ -69,7 +69,7 @@ def test_a_layer_that_eval_mode_never_calls_changes_nothing():
     (_, whole), (_, found) = run(model, dataset, [({}, {}), ({}, {"auxiliary": 2 * kernel})])
     assert np.array_equal(whole.correct, found.correct) and whole.loss == found.loss
     assert set(tnlib.truncation_sweep(model, dataset, cuts=["OUT"], ranks=[1])["layer"]) == {
-        "add", "skip", "last", "auxiliary"}
+        "add", "skip", "last", "masked", "auxiliary"}
 
 
 def test_in_inference_mode_it_is_traced_as_elsewhere():

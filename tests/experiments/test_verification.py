@@ -81,6 +81,13 @@ def test_a_table_that_was_made_with_other_parameters_is_refused(tables):
         verification.verify(2)
 
 
+def test_a_table_of_another_version_is_refused(tables):
+    card = tables[1].with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 0}))
+    with pytest.raises(ValueError, match="is of version 0 of the experiment, which is at 1: measure it again"):
+        verification.verify(2)
+
+
 def test_a_re_training_is_verified_where_it_starts_and_made_anew_for_an_epoch(tables, small, monkeypatch):
     assert verification.verify_retraining() is None
     entry = verification.EXPERIMENTS["retraining"]
@@ -114,6 +121,11 @@ def test_paths_begin_and_end_where_the_runs_did(tables, small, monkeypatch):
     monkeypatch.setattr(verification, "read_answers", lambda path: answers(path).assign(  # other runs than the paths lie between
         **{"answers": [~row for row in answers(path)["answers"]]} if path == runs else {}))
     assert [end.different for end in verification.verify_paths()] == [60] * 4
+    assert paths.name not in {check.table for check in verification.verify(10_000)}
+    card = paths.with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"weights": "0" * 64}))
+    with pytest.raises(ValueError, match="paths-.* was measured on weights 0000000000000000"):
+        verification.verify(2)
 
 
 def test_another_copy_of_the_data_is_named(tables, small):

@@ -88,6 +88,7 @@ class Subject:
         few = copy.copy(self.dataset)
         trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
         few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
+        few.train_differs = few.train_differs[trained]
         evaluated = few.subset(min(QUICK_IMAGES, len(few.test_labels)))
         few.test_images, few.test_labels = few.test_images[evaluated], few.test_labels[evaluated]
         return replace(self, dataset=few)

@@ -184,10 +184,11 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
 
     hooks = [model.get_submodule(layer).register_forward_hook(lambda _, __, output, layer=layer: add(layer, output))
              for layer in conv_kernels(model)]
+    device = next(model.parameters()).device
     try:
         with eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
-                model(preprocess(torch.from_numpy(pixels[start:start + batch_size])))
+                model(preprocess(torch.from_numpy(pixels[start:start + batch_size]).to(device)))
     finally:
         for hook in hooks:
             hook.remove()

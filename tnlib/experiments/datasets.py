@@ -82,6 +82,7 @@ class Dataset:
         held_out = balanced_sample(train_labels, len(train_labels) // 10, SPLIT_SEED, self._differing_train)
         kept = np.setdiff1d(np.arange(len(train_labels)), held_out)
         self.train_images, self.train_labels = train_images[kept], train_labels[kept]
+        self.train_differs = np.isin(kept, self._differing_train)  # which of these are others in another copy
         self.validation_images, self.validation_labels = train_images[held_out], train_labels[held_out]
 
     def __repr__(self):
@@ -122,8 +123,12 @@ class Dataset:
 
 
 def balanced_indices(dataset: Dataset, split: str, n: int) -> np.ndarray:
-    """Indices of `n` class-balanced images of a split, sorted; of the test images as `Dataset.subset` draws them."""
-    return dataset.subset(n) if split == "test" else balanced_sample(getattr(dataset, f"{split}_labels"), n, 0)
+    """Indices of `n` class-balanced images of a split, sorted, the same for every copy of the data set; of the test images
+    as `Dataset.subset` draws them."""
+    if split == "test":
+        return dataset.subset(n)
+    differing = np.flatnonzero(dataset.train_differs) if split == "train" else ()
+    return balanced_sample(getattr(dataset, f"{split}_labels"), n, 0, differing)
 
 
 def balanced_sample(labels, n: int, seed: int, without=(), at_least=0) -> np.ndarray:

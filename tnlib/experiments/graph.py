@@ -150,7 +150,7 @@ def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
             chain.append(_only_user(node))
         user = _only_user(chain[-1])
         if _called(graph, user) in ADDITIONS and not user.kwargs and len(
-                {source.meta["shape"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
+                {source.meta["form"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
             other = tuple(value for value in user.args if value is not chain[-1])
             chain.append(user)
         if (called := _called(graph, _only_user(chain[-1]))) in ACTIVATIONS:
@@ -160,7 +160,7 @@ def _fused(graph: fx.GraphModule) -> dict[str, Convolution]:
         graph.set_submodule(node.target, convolutions[node.target])
         with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
             fused = graph.graph.call_module(node.target, (*node.args, *other))
-        fused.meta["shape"] = chain[-1].meta["shape"]
+        fused.meta["form"] = chain[-1].meta["form"]
         chain[-1].replace_all_uses_with(fused)
         for done in reversed(chain):
             graph.graph.erase_node(done)
@@ -321,7 +321,7 @@ class _Sizes(fx.Interpreter):
 
     def run_node(self, node):
         value = super().run_node(node)
-        node.meta["shape"] = getattr(value, "shape", None)
+        node.meta["form"] = getattr(value, "shape", None), getattr(value, "dtype", None)
         constant = node.op == "get_attr" or not isinstance(value, torch.Tensor)
         self.bytes[node] = 0 if constant else value.numel() * value.element_size()
         return value

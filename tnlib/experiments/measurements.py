@@ -2,8 +2,9 @@
 
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from .files import RUNS
 from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
-from .retraining import restart
+from .retraining import Retraining
 from .store import Store
 from .sweep import sweep
 from .tables import UNTRUNCATED, write_table
@@ -24,18 +25,16 @@ from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
 from .weights import find_weights, load_model, read_card, stem
 
-KEEP_SECONDS = 1.0  # what a process that is killed may have found and lose
-
 
 def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, folder=None, executor=None,
             progress: bool = True) -> Path:
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
-    What is found is kept in runs/results/<name>.sqlite, at the latest `KEEP_SECONDS` after it was found; a call that
-    finds it goes on from there, and ends in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
+    What is found is kept in runs/results/<name>.sqlite, within a second; a call that finds it goes on from there, and ends
+    in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
-    hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left, whose card says which
-    are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
+    a whole one), whose card says which are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -61,38 +60,34 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["quick"] = {"images": entry.images}
     if subject.reduced and not entry.runs:
         identity["reduced"] = True  # fewer cells than on a machine with a GPU, and fewer images
+    identity["parameters"] = entry.parameters(subject)
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
-    about = identity | {"parameters": entry.parameters(subject)}
     if missing:
-        precision = {"training_precision": training_precision(restart(model, dataset.name))} if entry.runs else {}
-        device = default_device() if executor is None else "cpu"
-        call, begun = store.begin({"started": now(), **precision, **provenance(device)}), time.perf_counter()
+        call, begun = store.begin({"started": now(), **_circumstances(entry, subject, executor)}), time.perf_counter()
         try:
-            _keep(store, results)
+            with store.adding() as add:
+                for together in results:
+                    add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
+                          for place, found in together))
         except (KeyboardInterrupt, FileNotFoundError, ValueError):
-            if entry.runs and (lacking := _lacking(entry, subject, store.places())):
-                write_table(entry, store, path, about | {"missing": lacking}, dataset)
+            part = not path.exists() or "missing" in read_card(path)
+            if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
+                write_table(entry, store, path, identity | {"missing": lacking}, dataset)
             raise
         store.end(call, seconds=round(time.perf_counter() - begun, 1))
-    return write_table(entry, store, path, about, dataset)
+    return write_table(entry, store, path, identity, dataset)
 
 
-def _keep(store: Store, results) -> None:
-    """Add what is found to the store: many small cells together, for a disk takes as long for one as for a hundred."""
-    found, kept = [], time.monotonic()
-    try:
-        for together in results:
-            found += [(place["key"], place["place"], place["labels"], evaluation.correct, evaluation.loss)
-                      for place, evaluation in together]
-            if time.monotonic() - kept > KEEP_SECONDS:
-                those, found = found, []
-                store.add(*those)
-                kept = time.monotonic()
-    finally:
-        if found:
-            store.add(*found)
+def _circumstances(entry, subject, executor) -> dict:
+    """What a card says of the machine, and of the arithmetic of training. An executor's workers have one thread each; they
+    sweep on the CPU, and train on what there is."""
+    trains = entry.runs and isinstance(entry.runs(subject), Retraining)
+    about = provenance(default_device() if executor is None or entry.runs else "cpu")
+    if executor is not None:
+        about |= {"threads": 1, "workers": getattr(executor, "_max_workers", None)}
+    return ({"training_precision": training_precision(entry.runs(subject).recipe)} if trains else {}) | about
 
 
 @contextmanager
@@ -162,19 +157,38 @@ def _missing_runs(entry, subject, done, executor, progress):
         if f"{split} {UNTRUNCATED}" not in done:
             whole = evaluate(subject.model, subject.dataset)
             yield [({"key": f"{split} {UNTRUNCATED}", "place": 0, "labels": {"split": split}}, whole)]
-        futures = [executor.submit(_run_whole, plan.prepared(*run), run) for run in missing] if executor else []
-        ended = (future.result() for future in as_completed(futures)) if executor else (
-            list(plan.run(*run)) for run in missing)
-        try:
-            for rows in tqdm(ended, total=len(missing), unit="run", disable=not progress):
-                keyed = [(entry.key_of(split, labels), labels, found) for labels, found in rows]
-                yield [({"key": key, "place": places[key], "labels": {"split": split} | labels}, found)
-                       for key, labels, found in keyed]
-        finally:
-            for future in futures:
-                future.cancel()
+        failed = []
+        for made in tqdm(_made(plan, missing, executor), total=len(missing), unit="run", disable=not progress):
+            try:
+                rows = made()
+            except (FileNotFoundError, ValueError) as error:  # the others are made all the same
+                failed.append(error)
+                continue
+            keyed = [(entry.key_of(split, labels), labels, found) for labels, found in rows]
+            yield [({"key": key, "place": places[key], "labels": {"split": split} | labels}, found)
+                   for key, labels, found in keyed]
+        if failed:
+            raise failed[0]
 
     return len(missing), results()
+
+
+def _made(plan, runs, executor):
+    """For each run that has ended, as it ends, a function that returns its rows or raises what it raised."""
+    if executor is None:
+        for run in runs:
+            yield partial(_run_whole, plan, run, None)
+        return
+    at_work = set()
+    try:
+        for run in runs:
+            at_work.add(executor.submit(_run_whole, plan.prepared(*run), run, 1))  # preparing takes minutes: meanwhile …
+            ended, at_work = wait(at_work, timeout=0)
+            yield from (future.result for future in ended)
+        yield from (future.result for future in as_completed(at_work))
+    finally:
+        for future in at_work:
+            future.cancel()
 
 
 def _run_keys(entry, plan) -> dict[tuple, list[str]]:
@@ -190,8 +204,9 @@ def _lacking(entry, subject, done) -> list[str]:
     return lacking if len(lacking) < len(keys) else []
 
 
-def _run_whole(plan, run):
-    torch.set_num_threads(1)  # an executor's workers share the cores
+def _run_whole(plan, run, threads):
+    if threads:
+        torch.set_num_threads(threads)  # an executor's workers share the cores
     return list(plan.run(*run))
 
 

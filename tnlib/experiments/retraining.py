@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -25,7 +26,7 @@ from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
 from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to, with_kernels
 from .training import Training
-from .weights import find_weights, read_card, stem
+from .weights import digest, find_weights, read_card, stem
 
 # A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
 PEAK_LR, WARMUP, EPOCHS = 0.02, 0.1, 5
@@ -73,9 +74,9 @@ def with_noise(model: nn.Module, factors: dict[str, KernelFactors], seed: int) -
 
 # ---- the runs ----------------------------------------------------------------------------------------------------
 
-def restart(name: str, dataset: str, epochs: int = EPOCHS) -> Recipe:
-    """The recipe of the network `name` on the data set `dataset`, but shorter and at a lower learning rate."""
-    _, own = network(name).trained_with(dataset, default_device().type)
+def restart(card: dict, epochs: int = EPOCHS) -> Recipe:
+    """The recipe on the card of some weights, but shorter and at a lower learning rate."""
+    own = Recipe(**card.get("recipe", {}))
     return dataclasses.replace(own, epochs=epochs, peak_lr=min(PEAK_LR, own.peak_lr), warmup=WARMUP, sides=())
 
 
@@ -104,7 +105,11 @@ class Retraining:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return restart(self.name, self.dataset.name, self.epochs)
+        return restart(self._card, self.epochs)
+
+    @cached_property
+    def _card(self) -> dict:
+        return read_card(find_weights(self.name, self.dataset.name, self.seed))
 
     @cached_property
     def some_training_images(self) -> Dataset:
@@ -163,7 +168,7 @@ class Retraining:
                 "spectrum": {layer: [float(f"{value:.6g}") for value in values] for layer, values in spectrum.items()},
             }, evaluate(module, self.dataset)
         if arm in ("free", "continued", "reordered"):
-            self._keep(module, self.last_weights(case, arm))
+            self._keep(module, case, arm)
 
     def training(self, module: nn.Module, arm: str) -> Training:
         """The training of `module`, which a run starts from."""
@@ -188,18 +193,37 @@ class Retraining:
 
     def _fresh(self):
         copied = copy.deepcopy(self.model)
-        architecture = read_card(find_weights(self.name, self.dataset.name, self.seed))["architecture"]
         with torch.random.fork_rng():
             torch.manual_seed(FRESH + self.seed)
-            fresh = network(self.name).build(**architecture)
+            fresh = network(self.name).build(**self._card["architecture"])
         copied.load_state_dict(fresh.state_dict() | {name: buffer for name, buffer in copied.named_buffers()
                                                      if name.startswith("normalize.")})
         return copied
 
-    @staticmethod
-    def _keep(module, path):
-        with atomic_path(path) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
+    def _keep(self, module, case, arm):
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+        header = {"from": self._card["sha256"]}
+        with atomic_path(self.last_weights(case, arm)) as temporary:
+            save_file(tensors, temporary, metadata=header | {"sha256": digest(header, tensors)})
+
+    def read_last_weights(self, case: Case | None, arm: str) -> dict[str, torch.Tensor]:
+        """What `last_weights` holds. Raises `FileNotFoundError` where it is not there, and `ValueError` where it is damaged
+        or the run began in other weights than these."""
+        path = self.last_weights(case, arm)
+        again = (f"move {stem(self.name, self.dataset.name, self.seed)}'s retraining .sqlite out of {path.parents[1] / 'results'}, "
+                 "if there is one, and measure retraining of this network on this machine")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there: the paths are between the weights that re-training ended in; {again}")
+        try:
+            with safe_open(path, "pt") as file:
+                header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read ({error}); {again}") from None
+        if header.pop("sha256", None) != digest(header, tensors):
+            raise ValueError(f"{path} cannot be read (its sha256 is another); {again}")
+        if header.get("from") != self._card["sha256"]:
+            raise ValueError(f"{path} is where a run ended that began in other weights than {self._card['sha256'][:16]}…; {again}")
+        return tensors
 
 
 # ---- the path between two ends -----------------------------------------------------------------------------------
@@ -246,8 +270,5 @@ class Paths:
                    evaluate(network, self.retraining.dataset))
 
     def _weights(self, case, arm):
-        path = self.retraining.last_weights(case, arm)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: the paths are between the weights that re-training ended in; "
-                                    f"measure retraining of this network on this machine first")
-        return {name: tensor for name, tensor in load_file(path).items() if name.rpartition(".")[2] not in STATISTICS}
+        return {name: tensor for name, tensor in self.retraining.read_last_weights(case, arm).items()
+                if name.rpartition(".")[2] not in STATISTICS}

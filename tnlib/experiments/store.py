@@ -6,12 +6,14 @@ together, of a run of training or of a second of a sweep, are written in one tra
 
 import json
 import sqlite3
+import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 WAIT_SECONDS = 60  # for another process that writes to the same file
+TOGETHER_SECONDS = 1.0  # what is found within them is kept together: a disk takes as long for one cell as for a hundred
 
 
 class StoreError(RuntimeError):
@@ -81,6 +83,38 @@ class Store:
             rows = database.execute("SELECT key, labels, correct, loss FROM cells ORDER BY place, key").fetchall()
         return [(key, json.loads(labels), np.frombuffer(correct, dtype=np.uint8), np.nan if loss is None else loss)
                 for key, labels, correct, loss in rows]
+
+    @contextmanager
+    def adding(self):
+        """A function that takes cells as `add` does and returns at once: within `TOGETHER_SECONDS` they are kept, also where
+        no others come, and all of them when the block is left. It raises the `StoreError` of those that could not be."""
+        waiting, over, failed = [], threading.Event(), []
+
+        def keep():
+            if those := waiting[:]:
+                self.add(*those)
+                del waiting[:len(those)]  # and not before: adding them again does no harm
+
+        def keep_again_and_again():
+            try:
+                while not over.wait(TOGETHER_SECONDS):
+                    keep()
+            except StoreError as error:
+                failed.append(error)
+
+        def take(*cells):
+            if failed:
+                raise failed[0]
+            waiting.extend(cells)  # all at once: what belongs together is not parted
+
+        thread = threading.Thread(target=keep_again_and_again, daemon=True)
+        thread.start()
+        try:
+            yield take
+        finally:
+            over.set()
+            thread.join()
+            keep()
 
     @contextmanager
     def _connection(self):

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
-from .weights import as_stored, initial_model, save_weights, stem
+from .weights import as_stored, digest, initial_model, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
@@ -87,7 +86,7 @@ def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:
     chosen = balanced_sample(dataset.train_labels, entry.images, SAMPLE_SEED)
     images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
     part = copy.copy(dataset)
-    part.train_images = images
+    part.train_images, part.train_differs = images, dataset.train_differs[chosen]
     part.train_labels = np.random.RandomState(SAMPLE_SEED).permutation(labels) if entry.shuffled else labels
     return part
 
@@ -210,16 +209,9 @@ def _write_checkpoint(path, module, optimizer, identity, history, seconds) -> No
     for name, parameter in module.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     header = {"identity": json.dumps(identity), "history": json.dumps(history), "seconds": str(seconds)}
-    header["sha256"] = _digest(header, tensors)
+    header["sha256"] = digest(header, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
-
-
-def _digest(header, tensors) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
@@ -231,7 +223,7 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
-    if header.pop("sha256", None) != _digest(header, tensors):
+    if header.pop("sha256", None) != digest(header, tensors):
         raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
     if json.loads(header["identity"]) != json.loads(json.dumps(identity)):
         raise ValueError(f"the checkpoint {path} belongs to another recipe, network or data set; "

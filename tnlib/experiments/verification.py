@@ -1,14 +1,15 @@
 """Whether published results follow from published weights: some cells evaluated anew, held against the stored bits."""
 
+import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
 
 from .batch_norm import batch_norms
 from .catalogue import EXPERIMENTS, Subject
-from .datasets import Dataset, balanced_indices, load_dataset
+from .datasets import balanced_indices, load_dataset
 from .evaluation import evaluate, split_arrays
 from .files import PUBLISHED
 from .networks import network
@@ -60,7 +61,7 @@ def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
     Only on 500 fixed images of each table's first split. Of a re-training the networks that it starts from; paths begin
     and end in weights that are not published: see `verify_paths`. `of` as in `published_tables`. Raises
     `FileNotFoundError` where there is no table or a data set is not there, and `ValueError` for a damaged file, or a
-    table of other weights than are published, or of cells or parameters that the experiment no longer has.
+    table of other weights than are published, or of a version, cells or parameters that the experiment no longer has.
     """
     load = cache(partial(load_dataset, root=data))
     tables = published_tables(**of)
@@ -70,6 +71,8 @@ def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
     chosen: dict = {path: [] for path in tables}
     generator = random.Random(seed)
     places = {path: generator.sample(rows, len(rows)) for path in tables if (rows := _verifiable(path))}
+    for path in chosen.keys() - places.keys():
+        _Table(path, load)  # of no cells that could be evaluated anew: then of the right weights and parameters at least
     order = generator.sample(list(places), len(places))
     while sum(map(len, chosen.values())) < sample and any(places.values()):  # a cell of each table in turn
         for path in order:
@@ -109,7 +112,7 @@ def _verifiable(path) -> list[int]:
     table, experiment = read_table(path), EXPERIMENTS[read_card(path)["experiment"]]
     there = table["split"] == experiment.splits[0]
     if experiment.runs:
-        there &= table["epoch"] == 0 if "epoch" in table else False
+        there &= table["epoch"] == 0 if "epoch" in table else "statistics" in table
     return list(np.flatnonzero(there))
 
 
@@ -140,6 +143,9 @@ class _Table:
         model = load_model(card["model"], card["dataset"], card["seed"])
         self.subject = Subject(card["model"], model, dataset, card["seed"], reduced=card.get("reduced", False))
         self.entry = EXPERIMENTS[card["experiment"]].on(self.subject)
+        if card["version"] != self.entry.version:
+            raise ValueError(f"{path} is of version {card['version']} of the experiment, which is at {self.entry.version}: "
+                             "measure it again")
         if (made := self.entry.parameters(self.subject)) != card["parameters"]:
             other = [name for name in made.keys() | card["parameters"].keys() if made.get(name) != card["parameters"].get(name)]
             raise ValueError(f"{path} was made with other parameters than the experiment has now ({', '.join(sorted(other))}): "
@@ -166,7 +172,12 @@ class _Table:
 
     def checks(self, rows: list[int]) -> list[Check]:
         return [Check(self.path.name, self.key(row), len(self.images), int((self.stored(row) != found.correct).sum()))
-                for row, found in (self._starts(rows) if self.entry.runs else self._cells(rows))]
+                for row, found in self._evaluated(rows)]
+
+    def _evaluated(self, rows):
+        if not self.entry.runs:
+            return self._cells(rows)
+        return self._starts(rows) if "epoch" in self.table else self._with_statistics(rows)
 
     def _cells(self, rows):
         wanted, found = {self.key(row): row for row in rows}, set()
@@ -186,6 +197,13 @@ class _Table:
             module, _ = self._prepared(row).start(*self._run(row))
             yield row, evaluate(module, self._some())
 
+    def _with_statistics(self, rows):
+        plan = replace(self.entry.runs(self.subject), dataset=self._some())
+        for row in rows:
+            wanted = self.table.loc[row, ["cut", "level", "statistics"]]
+            yield row, next(found for labels, found in plan.run(wanted["cut"], wanted["level"])
+                            if labels["statistics"] == wanted["statistics"])
+
     def retrained(self) -> Retrained:
         row = int(np.flatnonzero((self.table["arm"] == "free") & (self.table["epoch"] == 1))[0])
         module, _ = self._prepared(row).start(*self._run(row))
@@ -200,5 +218,6 @@ class _Table:
         return self.entry.runs(self.subject).prepared(*self._run(row), level=self.table.loc[row, "level"])
 
     def _some(self):
-        dataset = self.subject.dataset
-        return Dataset(dataset.test_images[self.images], dataset.test_labels[self.images], classes=dataset.classes)
+        few = copy.copy(self.subject.dataset)
+        few.test_images, few.test_labels = few.test_images[self.images], few.test_labels[self.images]
+        return few

@@ -1,6 +1,7 @@
 """Trained weights: safetensors files, each with a JSON card, read only after their sha256 is checked."""
 
 import glob
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def save_weights(model: torch.nn.Module, path, card: dict, half: bool = False) -
         card = card | {"file": path.name, "sha256": sha256_of(temporary)}
     write_json(path.with_suffix(".json"), card)
     return card
+
+
+def digest(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
+    """The sha256 that a safetensors file without a card holds in its header: of the rest of that, and of the tensors."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
