@@ -12,6 +12,7 @@ memory, and the share of the sweep's time inside convolutions.
 
 import argparse
 import resource
+import sys
 import time
 
 import numpy as np
@@ -112,7 +113,7 @@ def compare_spectra(model, clock):
 
 
 def peak_memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux → GiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux → GiB
 
 
 def main():

@@ -24,7 +24,8 @@ def cifar_is_there() -> bool:
 
 def pytest_collection_modifyitems(config, items):
     """Deselect, and so count, what needs what is not there; CIFAR and Chromium must be there in CI."""
-    there = {"cifar": cifar_is_there(), "browser": CHROMIUM, "published": os.environ.get("TNLIB_SITE")}
+    site = os.environ.get("TNLIB_SITE")
+    there = {"cifar": cifar_is_there(), "browser": CHROMIUM, "published": site, "shapes": not site}
     without = [item for item in items if any(item.get_closest_marker(marker) for marker in there if not there[marker])]
     if CI and not (there["cifar"] and there["browser"]):
         raise pytest.UsageError("CI must run the tests that need CIFAR and a browser: set TNLIB_DATA, install Chromium")

@@ -26,6 +26,8 @@ def run(*words):
     (("build", "-p", "rnak", "3"), "no section has a parameter 'rnak'"),
     (("build", "--only", "spectre"), "unknown section 'spectre'"),
     (("train", "vanila", "shapes"), "unknown network 'vanila': it takes 'vanilla'"),
+    (("measure", "shrink", "vanila", "cifar10"), "unknown network 'vanila': it takes 'vanilla'"),
+    (("train", "vanilla", "shapes", "--seed", "99999999999999999999"), "is not in the range 0<=x<=2147483647"),
     (("train", "vanilla", "shape"), "unknown data set 'shape'"),
     (("train", "vanilla", "shapes", "--seed", "-1"), "-1"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
@@ -47,6 +49,17 @@ def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, 
     assert run("measure", "shrink", "vanilla", "shapes", *publish).exit_code == 0
     assert asked[:2] == [("vanilla", "shapes", 3, folder / "weights"), folder / "results"]
     assert [what for what in asked[2:]] == ([f"described {PUBLISHED}"] if publish else [])
+
+
+def test_what_a_stopped_measurement_leaves_in_published_is_described(monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    described = []
+    monkeypatch.setattr(measurements, "measure", stopped)
+    monkeypatch.setattr(datapackage, "describe_results", described.append)
+    assert run("measure", "shrink", "vanilla", "shapes", "--publish").exit_code == 1 and described == [PUBLISHED]
+    assert run("measure", "shrink", "vanilla", "shapes").exit_code == 1 and described == [PUBLISHED]
 
 
 @pytest.mark.parametrize("different, ends, again, code", [(0, 0, 0.80, 0), (9, 0, 0.80, 1), (0, 9, 0.80, 1), (0, 0, 0.70, 1)],

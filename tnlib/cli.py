@@ -5,6 +5,7 @@ import click
 PARAMETER = click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE",
                          help="A notebook's parameter; may be repeated.")
 PROFILES = click.Choice(["published", "shapes", "full"])
+SEED = click.IntRange(0, 2**31 - 1)  # as the chapters take it
 DATA = click.option("--data", type=click.Path(), help="The folder that holds the data sets.")
 
 
@@ -60,7 +61,7 @@ def run(section, profile, given):
 @main.command()
 @click.argument("model")
 @click.argument("dataset")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0),
+@click.option("--seed", default=0, show_default=True, type=SEED,
               help="Fixes initial weights, order and augmentation.")
 @DATA
 @click.option("--publish", is_flag=True, help="Write to published/weights instead of runs/weights.")
@@ -80,7 +81,7 @@ def train(model, dataset, seed, data, publish):
 @click.argument("experiment")
 @click.argument("model")
 @click.argument("dataset")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which training run.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Which training run.")
 @DATA
 @click.option("--workers", default=0, type=click.IntRange(0), metavar="N",
               help="Processes of one thread each; 0, the default: this one, with all of its threads.")
@@ -97,17 +98,21 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.measurements import measure, processes
+    from .experiments.networks import network
     from .experiments.weights import find_weights
     keep_freed_memory()
     experiment_called(experiment)
+    network(model)
     images = load_dataset(dataset, data)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
-    with processes(workers) as executor:
-        path = measure(experiment, model, images, seed, folder, executor)
+    try:
+        with processes(workers) as executor:
+            path = measure(experiment, model, images, seed, folder, executor)
+    finally:  # a table of those runs that have ended may have been left
+        if publish:
+            describe_results(PUBLISHED)
     click.echo(f"Results: {path}")
-    if publish:
-        describe_results(PUBLISHED)
 
 
 @main.command()

@@ -162,7 +162,7 @@ def executed(monkeypatch, folder, **given):
     """The chapter's cells run here; returns figures' and tables' captions and the values of the text."""
     captions, said, section = {}, {}, sections()["retraining"]
     values = section_values(section, "published", given)
-    for name in ("name", "folder", "values", "read", "made", "of_the_book"):  # which `open_section` sets
+    for name in ("name", "folder", "values", "changed", "read", "asked", "made", "of_the_book"):  # which `open_section` sets
         monkeypatch.setattr(figures.section, name, getattr(figures.section, name))
     monkeypatch.setenv("TNLIB_OUTPUT", str(folder))
     monkeypatch.setattr(notebook, "parameters", lambda section: None)
@@ -173,7 +173,7 @@ def executed(monkeypatch, folder, **given):
             captions.update({id: caption}), made(what, id, caption, *rest, **options)))
     namespace = {}
     with contextlib.redirect_stdout(io.StringIO()), plt.rc_context():
-        open_section("retraining", "retraining", values)
+        open_section("retraining", "retraining", values, {})
         for cell in nbformat.read(section.path, as_version=4).cells:
             if cell.cell_type == "code":
                 exec(compile(cell.source, cell.id, "exec"), namespace)

@@ -117,6 +117,7 @@ def test_a_chapter_offers_its_committed_notebook(site, section):
     assert offered and all(((site / page).parent / link).read_bytes() == section.path.read_bytes() for link in offered)
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("name", sections())
 def test_a_section_renders_alone(shapes_jobs, name, tmp_path):
     """What `tnlib run` makes: one chapter, with its figures, its references and its banner."""

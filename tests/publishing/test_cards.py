@@ -27,6 +27,14 @@ def test_the_sentence_says_computed_by_and_after():
     assert not re.search(r"[Ff]igure \d", words)
 
 
+def test_what_is_not_the_published_figure_says_so():
+    card = CARD | {"changed": {"rank": 5, "dataset": "shapes"}, "git_commit": CARD["git_commit"] + "+changes"}
+    ours = parse_string(cards.bibtex(card), "bibtex").entries["tnlib-truncation-map"]
+    for words in (cards.sentence(card), ours.fields["note"]):
+        assert "truncation-map with rank = 5, dataset = shapes" in words and "commit 0123456789ab and changes" in words
+    assert " with " not in cards.sentence(CARD | {"changed": {}}) and "changes" not in cards.sentence(CARD)
+
+
 def test_bibtex_has_this_work_with_figure_version_and_commit_and_the_paper():
     entries = parse_string(cards.bibtex(CARD), "bibtex").entries
     ours, paper = entries["tnlib-truncation-map"], entries["singh2024"]

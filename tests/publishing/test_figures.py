@@ -33,7 +33,7 @@ def shown(monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "display", lambda data, raw, metadata=None: collected.append((data, metadata)))
     monkeypatch.setenv("TNLIB_OUTPUT", str(tmp_path))
     with plt.rc_context():
-        open_section("spectra", "spectra", {"model": "vanilla", "dataset": "shapes", "seed": 0})
+        open_section("spectra", "spectra", {"model": "vanilla", "dataset": "shapes", "seed": 0}, {"dataset": "shapes"})
         yield collected
     section.__init__()
 

@@ -15,6 +15,7 @@ from tnlib.publishing import generated, running
 from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, retrained, status, trained
 from tnlib.publishing.parameters import Types
 from tnlib.publishing.running import Job, Section, sections
+from tnlib.publishing.site import _with_banner
 
 PROVENANCE = {"started": "2026-11-24T20:26:41+00:00", "git_commit": "0123456789abcdef", "device": "A CPU(R), 2 cores",
               "threads": 1, "platform": "Linux", "versions": {"python": "3.11.7", "torch": "2.13.0"}}
@@ -166,6 +167,14 @@ def test_status_is_that_of_the_records(job_of):
         ["[noise](noise.ipynb)", "3 min 20 s", "`rank = 5`, `cut = 'OUT'`", "2026-11-24 20:26",
          "unknown (not a git checkout)", "up to date"]]
     assert machines.to_numpy().tolist() == [["all", "python 3.11.7, torch 2.13.0", "A CPU, 2 cores; 1 thread; Linux"]]
+
+
+def test_every_page_of_a_book_that_is_not_the_published_one_says_so(job_of):
+    page = "(label)=\n# Title\n\nWords\n\n# Another\n"
+    assert _with_banner(page, [job_of("spectra")]) == page
+    found = _with_banner(page, [job_of("spectra"), job_of("noise", changed={"rank": 5, "dataset": "shapes"})])
+    assert found.startswith("(label)=\n# Title\n\n```{warning}\nThis is not the published book: it was made with `rank = 5`, `dataset = 'shapes'`.\n```\n")
+    assert found.endswith("\n\nWords\n\n# Another\n") and found.count("warning") == 1
 
 
 def test_a_notebook_shown_as_it_last_ran_says_so_and_machines_are_told_apart(job_of, monkeypatch):

@@ -6,11 +6,13 @@ import platform
 from importlib.metadata import version
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
 from tnlib.experiments.provenance import git_commit
 from tnlib.publishing import building, running
+from tnlib.publishing import section as section_module
 from tnlib.publishing.running import Job, NotebookError, Section, outdated, run
 from tnlib.publishing.site import SiteError, stage_book
 
@@ -52,9 +54,16 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     monkeypatch.setattr(running, "RUNS", tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vanilla-mine-s0.json").write_text("{}")
-    assert outdated(job) == ["your networks or data changed"]
+    assert outdated(job) == ["your networks, results or data changed"]
     assert running._own_files(Job(section, {"rank": 8}, job.folder)) == "", "the book's own pages do not look at them"
     (tmp_path / "weights" / "vanilla-mine-s0.json").unlink()
+    assert outdated(job) == []
+    (job.folder / "asked.json").write_text('["noise-vanilla-mine-s*.json"]')  # it looked for them and found none
+    (tmp_path / "results").mkdir()
+    for name, reasons in (("shrink-vanilla-mine-s0.json", []), ("noise-vanilla-mine-s1.json", ["your networks, results or data changed"])):
+        (tmp_path / "results" / name).write_text("{}")
+        assert outdated(job) == reasons
+    (job.folder / "asked.json").unlink()
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
     assert outdated(job) == ["its text changed"]
 
@@ -111,12 +120,31 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tm
               tmp_path / "bad")
     with pytest.raises(NotebookError) as error:
         run([bad, good], lambda words: None)
-    for word in ("bad.ipynb stopped at cell 4 (x = 1 …)", "ValueError: no such rank", str(bad.executed)):
+    for word in ("bad.ipynb stopped at cell 4 (x = 1 …)", "ValueError: no such rank", str(bad.stopped)):
         assert word in str(error.value)
     assert "Traceback" not in str(error.value) and "good.ipynb" not in str(error.value)
-    assert building.glued_values(bad.executed) == {"double": "4"}, "what ran before the error is kept"
+    assert building.glued_values(bad.stopped) == {"double": "4"}, "what ran before the error is kept"
     assert outdated(bad) == ["never run to its end"] and not bad.has_run
     assert outdated(good) == [], "the other notebook ended well"
+    before = good.executed.read_bytes()
+    notebook(good.section.path, HEAD, VALUE, "raise ValueError('no longer')")
+    with pytest.raises(NotebookError, match="good.ipynb stopped at cell 4"):
+        run([good], lambda words: None)
+    assert good.has_run and good.executed.read_bytes() == before and outdated(good) == ["its text changed"], "the last good run stays"
+    assert not list(tmp_path.glob(".*")), "nothing is left over"
+
+
+def test_a_run_in_jupyter_takes_the_place_of_what_a_command_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(section_module, "RUNS", tmp_path)
+    monkeypatch.setattr(section_module, "section", section_module.OpenSection())
+    (tmp_path / "tiny-rank=5").mkdir()
+    stamp = tmp_path / "tiny-rank=5" / "stamp.json"
+    for variable, there in ((str(tmp_path / "elsewhere"), True), (None, False)):
+        stamp.write_text("{}")
+        monkeypatch.setenv("TNLIB_OUTPUT", variable) if variable else monkeypatch.delenv("TNLIB_OUTPUT")
+        with plt.rc_context():
+            section_module.open_section("tiny", "tiny-rank=5", {"rank": 5}, {"rank": 5})
+        assert stamp.exists() == there and not section_module.section.of_the_book
 
 
 def test_an_unknown_name_given_to_plain_papermill_stops_the_notebook(tmp_path, light):

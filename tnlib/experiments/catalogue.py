@@ -125,11 +125,13 @@ class Experiment:
     train_images: bool = False
 
     def on(self, subject: Subject) -> "Experiment":
-        """This experiment as it is made on `subject`: in a reduced form on the first split only; there and for trying on
-        fewer images."""
+        """This experiment as it is made on `subject`: in a reduced form and for trying on the first split only, and on fewer
+        images."""
         if subject.reduced and not self.runs:
             return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
-        return replace(self, images=min(self.images or QUICK_IMAGES, QUICK_IMAGES)) if subject.quick else self
+        if not subject.quick:
+            return self
+        return replace(self, splits=self.splits[:1], images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])

@@ -30,14 +30,16 @@ def provenance(device="cpu", packages=RECORDED) -> dict:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with "+changes" behind it when tracked files differ; None outside git.
+    """The checkout's commit, with "+changes" behind it when files differ, or the library or the book has others; None
+    outside git.
 
     Files in published/ do not count: a card names those that it depends on by their sha256.
     """
     def git(*arguments):
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
     try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!published").strip()
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!published").strip() or git(
+            "ls-files", "--others", "--exclude-standard", "--", "tnlib", "book").strip()
         return git("rev-parse", "HEAD").strip() + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..experiments.files import ROOT, RUNS
 from .cards import read_cards
 from .parameters import ParameterError, changed, run_name
-from .running import Job, find_section, run, section_values, sections
+from .running import Job, find_section, outdated, run, section_values, sections
 from .site import render, stage_book, stage_page
 
 BUILD = ROOT / "_build"
@@ -37,9 +37,7 @@ def build_book(profile: str, only=(), given=None) -> None:
     changes = {name: changed(has[name], values[name]) for name in book}
     published = not any(changes.values())
     folder = BUILD if published else RUNS / run_name("book", {k: v for each in changes.values() for k, v in each.items()})
-    if profile == "full":
-        click.echo("profile full: every result is computed anew from the published weights; days on a CPU, minutes "
-                   "on a GPU. What is cut off goes on from where it was.")
+    _warn_of_days(values.values())
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
     run([job for job in jobs if not chosen or job.section.name in chosen or not job.has_run],
         click.echo)
@@ -53,12 +51,19 @@ def run_section(name: str, given: dict) -> None:
     section = find_section(name)
     values = section_values(section, "published", given)
     changes = changed(section.parameters, values)
+    _warn_of_days([values])
     job = Job(section, values, RUNS / run_name(name, changes))
     run([job], click.echo)
     stage_page(job, job.folder / "site" / "stage")
     page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
-    _compare(job, Job(section, {}, EXECUTED / name))
+    _compare(job, Job(section, section_values(section, "published", {}), EXECUTED / name))
     click.echo(f"The page: {page}\nThe notebook: {job.executed}\nFigures and data: {job.folder / 'figures'}")
+
+
+def _warn_of_days(all_values) -> None:
+    if any(values.get("profile") == "full" for values in all_values):
+        click.echo("profile full: every result is computed anew from the published weights; days on a CPU, minutes "
+                   "on a GPU. What is cut off goes on from where it was.")
 
 
 def book_cards() -> dict[str, dict]:
@@ -95,9 +100,11 @@ def glued_values(path) -> dict:
 
 
 def _compare(job: Job, published: Job) -> None:
-    if not published.executed.exists():
+    if not published.has_run:
         click.echo("The published page is not built yet (tnlib build): nothing to compare with.")
         return
+    if reasons := outdated(published):
+        click.echo(f"The published page was built before this: {', '.join(reasons)}. To compare with it as it is now: tnlib build")
     ours, theirs = glued_values(job.executed), glued_values(published.executed)
     table = Table("number in the text", "published", "here")
     for name in theirs | ours:

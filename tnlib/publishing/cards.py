@@ -42,7 +42,7 @@ def write_card(folder: Path, card: dict, files: list[str], sources: tuple[str, .
     section.made += [id] if id not in section.made else []  # a cell may be run again
     write_json(folder / f"{id}.json", card | {
         "claims": list(claims), "files": files, "section": section.name, "place": section.made.index(id),
-        "parameters": section.values, "sources": [_source(what, path) for what in sources for path in _files(what)],
+        "parameters": section.values, "changed": section.changed, "sources": [_source(what, path) for what in sources for path in _files(what)],
         "licence": LICENCE, "versions": _made_with()["versions"], "git_commit": _made_with()["git_commit"]})
 
 
@@ -82,11 +82,12 @@ def about_sources(card: dict) -> list[str]:
 # ---- how it is cited -----------------------------------------------------------------------------------------------
 
 def sentence(card: dict) -> str:
-    """A sentence for a caption or a talk. It says computed by and after: it is no figure of the paper's."""
+    """A sentence for a caption or a talk. It says computed by and after: it is no figure of the paper's; and with which
+    parameters, where it is not the published one."""
     work = citation()
     where = f", {work.repository}" if work.repository else ""
-    return (f"Computed by tnlib {work.version} ({card['kind']} {card['id']}, commit {_commit(card)}{where}), after Singh et al., "
-            f"arXiv:{work.paper.arxiv}. CC BY 4.0.")
+    return (f"Computed by tnlib {work.version} ({card['kind']} {card['id']}{_with(card)}, commit {_commit(card)}{where}), after "
+            f"Singh et al., arXiv:{work.paper.arxiv}. CC BY 4.0.")
 
 
 def bibtex(card: dict) -> str:
@@ -94,12 +95,19 @@ def bibtex(card: dict) -> str:
     work = citation()
     where = f"\n  url = {{{work.repository}}}," if work.repository else ""
     ours = (f"@misc{{tnlib-{card['id']},\n  title = {{{work.title}}},\n  author = {{{work.bibtex_author}}},\n  year = {{{work.date[:4]}}},"
-            f"{where}\n  note = {{{card['kind'].capitalize()} {card['id']}; version {work.version}, commit {_commit(card)}}}\n}}")
+            f"{where}\n  note = {{{card['kind'].capitalize()} {card['id']}{_with(card)}; version {work.version}, "
+            f"commit {_commit(card)}}}\n}}")
     return f"{ours}\n\n{_entry(PAPER)}"
 
 
+def _with(card):
+    changed = ", ".join(f"{name} = {value}" for name, value in card.get("changed", {}).items())
+    return f" with {changed}" if changed else ""
+
+
 def _commit(card):
-    return (card["git_commit"] or "unknown")[:12]
+    commit = card["git_commit"] or "unknown"
+    return commit[:12] + " and changes" * commit.endswith("+changes")
 
 
 @cache

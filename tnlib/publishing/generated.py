@@ -97,7 +97,7 @@ ARMS = {"free": "free", "kept": "rank kept", "noise": "noise", "continued": "con
 
 def retrained(jobs: list[Job]) -> str:
     """Every case of every re-trained network: accuracy before, truncated, and after the last epoch by arm."""
-    rows = []
+    rows, percent = [], lambda share: "–" if share is None else f"{100 * share:.1f}"  # a run may be missing
     for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
         card, runs = read_card(path), read_table(path)
         last = runs["epoch"].max()
@@ -107,9 +107,9 @@ def retrained(jobs: list[Job]) -> str:
             after = {words: accuracy.get((cut, strength, arm, last), accuracy.get(("none", 1.0, arm, last)))
                      for arm, words in ARMS.items()}
             rows.append({"network": f"{card['model']}, {card['dataset']}, seed {card['seed']}", "cut": cut,
-                         "down to": f"{100 * strength:g} %", "before": f"{100 * accuracy['none', 1.0, 'continued', 0]:.1f}",
-                         "truncated": f"{100 * accuracy[cut, strength, 'free', 0]:.1f}", "epochs": last,
-                         **{words: "–" if found is None else f"{100 * found:.1f}" for words, found in after.items()}})
+                         "down to": f"{100 * strength:g} %", "before": percent(accuracy.get(("none", 1.0, "continued", 0))),
+                         "truncated": percent(accuracy.get((cut, strength, "free", 0))), "epochs": last,
+                         **{words: percent(found) for words, found in after.items()}})
     return _table(rows)
 
 

@@ -21,7 +21,7 @@ def parameters(section: str) -> dict[str, Any]:
         raise ParameterError("parameters() belongs into a notebook: it reads the notebook's cells")
     declared, values = check_running_notebook(section, shell.user_ns, shell.user_ns["In"])
     changes = changed(declared, values)
-    open_section(section, run_name(section, changes), values)
+    open_section(section, run_name(section, changes), values, changes)
     rows = [{"name": f"`{p.name}`", "value": f"`{values[p.name]!r}`", "default": f"`{p.default!r}`", "meaning": p.help}
             for p in declared.values()]
     banner = None

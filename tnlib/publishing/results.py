@@ -62,7 +62,7 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     tables = [path for seed in seeds if (path := _table(experiment, model, dataset, seed))]
     if not tables and (not measure or section.of_the_book):
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
-                                f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}")
+                                f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}" + " --publish" * section.of_the_book)
     if anew or not tables:
         tables = [_measured_once(experiment, model, dataset, seed, anew) for seed in (seeds if anew else seeds[:1])]
     return pd.concat(map(read, tables), ignore_index=True)
@@ -140,6 +140,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
     if section.of_the_book and find_weights(model, dataset, trained_seeds(model, dataset)[0]).parent != PUBLISHED / "weights":
         raise FileNotFoundError(f"no published weights of {model} on {dataset}: pages of the book look at no others")
+    if (measured := _measured_as(experiment)) in MEASUREMENTS:
+        section.ask(f"{measured}-{stem(model, dataset, 0).removesuffix('0')}*.json")
     frame = EXPERIMENTS[experiment](model, dataset, **options)
     of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
     section.note(experiment + of, _files(experiment, model, dataset))
@@ -148,9 +150,13 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 
 def _files(experiment: str, model: str, dataset: str) -> list[Path]:
     """The tables or the weights that `results` has just read."""
-    measured = experiment.removesuffix("-spectra").removesuffix("-answers").removesuffix("-recipe")
+    measured = _measured_as(experiment)
     find = partial(_table, measured) if measured in MEASUREMENTS else find_weights
     return [path for seed in trained_seeds(model, dataset) if (path := find(model, dataset, seed))]
+
+
+def _measured_as(experiment: str) -> str:
+    return experiment.removesuffix("-spectra").removesuffix("-answers").removesuffix("-recipe")
 
 
 def scorecard() -> Scorecard:

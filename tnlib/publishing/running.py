@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import distributions
 from multiprocessing import get_context
@@ -22,7 +22,7 @@ from traitlets.config import Config
 from ..experiments.files import PUBLISHED, ROOT, RUNS, write_json
 from ..experiments.provenance import RECORDED, now, provenance
 from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
-from .section import OUTPUT_VARIABLE
+from .section import ASKED, OUTPUT_VARIABLE
 
 PACKAGES = (*RECORDED, "matplotlib", "papermill", "jupyter-book")  # whose versions the record of a run names
 
@@ -57,6 +57,11 @@ class Job:
     @property
     def executed(self) -> Path:
         return self.folder / self.section.path.name
+
+    @property
+    def stopped(self) -> Path:
+        """Where a notebook is left that stopped at an error."""
+        return self.folder / f"stopped-{self.section.path.name}"
 
     @property
     def has_run(self) -> bool:
@@ -98,8 +103,8 @@ def section_values(section: Section, profile: str, given: dict[str, Any]) -> dic
 def run(jobs: list[Job], say=print) -> None:
     """Run the jobs whose stamp is not up to date, as many at once as there are processors, and say which and why.
 
-    Raises `NotebookError` naming the notebook, the cell and the error, after the other notebooks have ended; the
-    executed notebook stays where it stopped.
+    Raises `NotebookError` naming the notebook, the cell and the error, after the other notebooks have ended; the notebook
+    as far as it ran is left beside its last good run, which stays.
     """
     todo = []
     for job in jobs:
@@ -125,6 +130,21 @@ def run(jobs: list[Job], say=print) -> None:
 
 def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
     """Run one notebook in this process; return what went wrong, and the seconds it took."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{job.folder.name}-", dir=job.folder.parent) as beside:
+        made = replace(job, folder=Path(beside) / job.folder.name)  # takes the place of the last good run when it has ended
+        problem, seconds = _execute_into(made, stamp, position, threads)
+        if problem is None:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            made.folder.rename(job.folder)
+        else:
+            job.folder.mkdir(exist_ok=True)
+            shutil.copy(made.executed, job.stopped)
+            problem += f"The notebook as far as it ran: {job.stopped}"
+    return problem, seconds
+
+
+def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -132,7 +152,6 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
     os.environ[OUTPUT_VARIABLE] = str(job.folder)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
-    shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values}
     begun = time.perf_counter()
@@ -148,16 +167,15 @@ def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | 
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
         problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "
-                   f"({source[0]}{' …' if len(source) > 1 else ''}):\n  {error.ename}: {error.evalue}\n"
-                   f"The notebook as far as it ran: {job.executed}")
+                   f"({source[0]}{' …' if len(source) > 1 else ''}):\n  {error.ename}: {error.evalue}\n")
         return problem, time.perf_counter() - begun
     except DeadKernelError:
-        return (f"{os.path.relpath(job.section.path, ROOT)}: its kernel died (out of memory?). "
-                f"The notebook as far as it ran: {job.executed}", time.perf_counter() - begun)
+        return f"{os.path.relpath(job.section.path, ROOT)}: its kernel died (out of memory?). ", time.perf_counter() - begun
     _label_figures(job.executed)
     write_json(job.folder / "run.json", record | {"changed": changed(job.section.parameters, job.values),
                                                   "seconds": round(time.perf_counter() - begun, 1)})
-    write_json(job.folder / "stamp.json", stamp)  # last: with it, everything is there
+    own = {"your networks, results or data": _own_files(job)}  # with what the page itself has measured
+    write_json(job.folder / "stamp.json", stamp | own)  # last: with it, everything is there
     return None, time.perf_counter() - begun
 
 
@@ -181,10 +199,10 @@ def _label_figures(path: Path) -> None:
 # ---- what a notebook depends on ----------------------------------------------------------------------------------
 
 def _stamp(job: Job) -> dict[str, str]:
-    return {"its text": _digest([job.section.path]),
+    return {"its text": _digest([job.section.path, *filter(Path.is_file, [ROOT / "CITATION.cff"])]),
             "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
             "tnlib": _digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
-            "published/": _published(), "your networks or data": _own_files(job), "installed packages": _packages()}
+            "published/": _published(), "your networks, results or data": _own_files(job), "installed packages": _packages()}
 
 
 def outdated(job: Job, stamp: dict[str, str] | None = None) -> list[str]:
@@ -208,11 +226,17 @@ def _digest(paths) -> str:
 
 
 def _own_files(job: Job) -> str:
-    """Of what a page that is not the book's may show: your own networks, and your own images."""
+    """Of what a page that is not the book's may show: your own networks and images, and the results that it last asked for,
+    there or not."""
     if not job.values or job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}:
         return ""
     images = [Path(value) for value in job.values.values() if str(value).endswith(".npz")]
-    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
+    try:
+        asked = json.loads((job.folder / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        asked = []
+    results = [path for pattern in asked for path in sorted((RUNS / "results").glob(pattern))]
+    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *results, *images) if path.is_file())
 
 
 @cache

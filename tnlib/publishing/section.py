@@ -7,22 +7,32 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from ..experiments.files import RUNS
+from ..experiments.files import RUNS, write_json
 
 OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set by whoever runs it
+ASKED = "asked.json"  # beside them: the tables that the page looked for, as patterns of their names
 
 
 @dataclass
 class OpenSection:
-    """`values`: parameter → value. `of_the_book`: whether all of them are the published ones. `read`: what `results` was
-    asked for → the files that it read. `made`: cards so far."""
+    """`values`: parameter → value. `changed`: those that are not the published ones; `of_the_book`: whether there are none. `read`: what `results` was
+    asked for → the files that it read. `asked`: patterns of the names of all tables that it looked for. `made`: cards so far."""
 
     name: str = "notebook"
     folder: Path = field(default_factory=lambda: RUNS / "notebook")
     values: dict[str, Any] = field(default_factory=dict)
     of_the_book: bool = False
     read: dict[str, list[Path]] = field(default_factory=dict)
+    changed: dict[str, Any] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
+
+    def ask(self, pattern: str) -> None:
+        """Tables of this name are looked for: the page is to be made again when there are others."""
+        if pattern not in self.asked:
+            self.asked.append(pattern)
+            if OUTPUT_VARIABLE in os.environ:
+                write_json(self.folder / ASKED, self.asked)
 
     def note(self, what: str, files: list[Path]) -> None:
         """Files were read for `what`; figures name it as one of their sources."""
@@ -33,12 +43,15 @@ class OpenSection:
 section = OpenSection()  # of this process; opened by `parameters`
 
 
-def open_section(name: str, run: str, values: dict[str, Any]) -> None:
+def open_section(name: str, run: str, values: dict[str, Any], changed: dict[str, Any]) -> None:
     """Let figures go to the folder that the runner set, else to runs/`run`, and use the book's look.
 
-    `run`: as `run_name` gives it, which is `name` where no parameter is changed.
+    `run`: as `run_name` gives it; `changed`: the parameters that are not the published ones.
     """
-    section.name, section.values, section.read, section.made = name, values, {}, []
-    section.of_the_book = run == name
+    section.name, section.values, section.changed = name, values, changed
+    section.read, section.asked, section.made = {}, [], []
+    section.of_the_book = not changed
     section.folder = Path(os.environ.get(OUTPUT_VARIABLE) or RUNS / run)
+    if OUTPUT_VARIABLE not in os.environ:  # in Jupyter, say: what the commands made there is what they made no longer
+        (section.folder / "stamp.json").unlink(missing_ok=True)
     plt.style.use(Path(__file__).with_name("paper.mplstyle"))

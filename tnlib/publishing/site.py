@@ -27,10 +27,17 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
                 not {".ipynb_checkpoints", "_static"} & set(path.parts):
-            wanted[path.relative_to(ROOT)] = (fill(path.read_text(encoding="utf-8"), jobs).encode()
+            wanted[path.relative_to(ROOT)] = (_with_banner(fill(path.read_text(encoding="utf-8"), jobs), jobs).encode()
                                               if path.suffix == ".md" else executed.get(path, path))
     wanted |= _static() | _results() | _figures(jobs) | _committed(jobs)
     _lay_out(wanted, stage)
+
+
+def _with_banner(text: str, jobs: list[Job]) -> str:
+    """A page's text, and below its title, where the book is not the published one, that it is not."""
+    changes = {f"`{name} = {value!r}`": None for job in jobs for name, value in job.record["changed"].items()}
+    banner = f"\n```{{warning}}\nThis is not the published book: it was made with {', '.join(changes)}.\n```\n"
+    return re.sub(r"^# .*\n", lambda title: title[0] + banner, text, count=1, flags=re.MULTILINE) if changes else text
 
 
 def stage_page(job: Job, stage: Path) -> None:
@@ -149,6 +156,6 @@ def _digest(stage: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in stage.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(stage)}\0".encode() + path.read_bytes())
-    for path in sorted(Path(__file__).parent.glob("*.py")):  # the Sphinx extension and what it imports
+    for path in (ROOT / "CITATION.cff", *sorted(Path(__file__).parent.glob("*.py"))):  # the Sphinx extension and what it imports
         digest.update(path.read_bytes())
     return digest.hexdigest()
