@@ -54,13 +54,14 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
     monkeypatch.setattr(running, "RUNS", tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vanilla-mine-s0.json").write_text("{}")
-    assert outdated(job) == ["your networks, results or data changed"]
-    assert running._own_files(Job(section, {"rank": 8}, job.folder)) == "", "the book's own pages do not look at them"
+    assert outdated(job) == ["your networks or data changed"]
+    for own in (running._own_files, running._own_results):
+        assert own(Job(section, {"rank": 8}, job.folder)) == "", "the book's own pages do not look at them"
     (tmp_path / "weights" / "vanilla-mine-s0.json").unlink()
     assert outdated(job) == []
     (job.folder / "asked.json").write_text('["noise-vanilla-mine-s*.json"]')  # it looked for them and found none
     (tmp_path / "results").mkdir()
-    for name, reasons in (("shrink-vanilla-mine-s0.json", []), ("noise-vanilla-mine-s1.json", ["your networks, results or data changed"])):
+    for name, reasons in (("shrink-vanilla-mine-s0.json", []), ("noise-vanilla-mine-s1.json", ["your results changed"])):
         (tmp_path / "results" / name).write_text("{}")
         assert outdated(job) == reasons
     (job.folder / "asked.json").unlink()

@@ -174,8 +174,8 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
     _label_figures(job.executed)
     write_json(job.folder / "run.json", record | {"changed": changed(job.section.parameters, job.values),
                                                   "seconds": round(time.perf_counter() - begun, 1)})
-    own = {"your networks, results or data": _own_files(job)}  # with what the page itself has measured
-    write_json(job.folder / "stamp.json", stamp | own)  # last: with it, everything is there
+    stamp = stamp | {"your results": _own_results(job)}  # with what the page itself has measured
+    write_json(job.folder / "stamp.json", stamp)  # last: with it, everything is there
     return None, time.perf_counter() - begun
 
 
@@ -202,7 +202,8 @@ def _stamp(job: Job) -> dict[str, str]:
     return {"its text": _digest([job.section.path, *filter(Path.is_file, [ROOT / "CITATION.cff"])]),
             "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
             "tnlib": _digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
-            "published/": _published(), "your networks, results or data": _own_files(job), "installed packages": _packages()}
+            "published/": _published(), "your networks or data": _own_files(job), "your results": _own_results(job),
+            "installed packages": _packages()}
 
 
 def outdated(job: Job, stamp: dict[str, str] | None = None) -> list[str]:
@@ -226,17 +227,24 @@ def _digest(paths) -> str:
 
 
 def _own_files(job: Job) -> str:
-    """Of what a page that is not the book's may show: your own networks and images, and the results that it last asked for,
-    there or not."""
-    if not job.values or job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}:
+    """Of what a page that is not the book's may show: your own networks and images."""
+    if _of_the_book(job):
         return ""
     images = [Path(value) for value in job.values.values() if str(value).endswith(".npz")]
+    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
+
+
+def _own_results(job: Job) -> str:
+    """Of what such a page may show: those of your own results that it last looked for, there or not."""
     try:
         asked = json.loads((job.folder / ASKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         asked = []
-    results = [path for pattern in asked for path in sorted((RUNS / "results").glob(pattern))]
-    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *results, *images) if path.is_file())
+    return "" if _of_the_book(job) else _digest(path for name in asked for path in sorted((RUNS / "results").glob(name)))
+
+
+def _of_the_book(job: Job) -> bool:
+    return not job.values or job.values == {name: parameter.default for name, parameter in job.section.parameters.items()}
 
 
 @cache
