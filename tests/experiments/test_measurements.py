@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -271,3 +272,25 @@ def test_an_error_ends_what_worker_processes_are_at():
 def test_no_worker_processes_are_no_executor():
     with processes(0) as executor:
         assert executor is None
+
+
+WAITING = """
+import os, time
+from tnlib.experiments.measurements import processes
+
+if __name__ == "__main__":
+    with processes(1) as executor:
+        print(executor.submit(os.getpid).result(), flush=True)
+        executor.submit(time.sleep, 600).result()
+"""
+
+
+def test_workers_end_when_the_measurement_is_terminated(tmp_path):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "waiting.py")], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True)
+    worker = int(parent.stdout.readline())
+    parent.terminate()
+    assert parent.wait(60) != 0
+    with pytest.raises(ProcessLookupError):  # the parent has waited for its end
+        os.kill(worker, 0)

@@ -1,6 +1,7 @@
 """Measuring: the cells or runs of an experiment that are missing, kept one by one, and in the end written as a table."""
 
 import multiprocessing
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
@@ -93,18 +94,22 @@ def _circumstances(entry, subject, executor) -> dict:
 @contextmanager
 def processes(count: int):
     """An executor of so many processes for `measure`; None for 0. What they are at ends when an error leaves the block:
-    a run takes an hour, and the error would be seen only then."""
+    a run takes an hour, and the error would be seen only then. So it does when this process is told to terminate."""
     if not count:
         yield None
         return
-    # Fresh processes: a forked one would wait for threads that it does not have.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
-        try:
-            yield executor
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Fresh processes: a forked one would wait for threads that it does not have.
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
+            try:
+                yield executor
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _missing_cells(entry, subject, done, executor, progress):
