@@ -89,7 +89,7 @@ def test_a_network_without_batch_norm_is_refused(data):
 def test_truncated_networks_answer_with_either_statistics(model, data):
     chosen = np.arange(0, 150)
     plan = Reestimation(model, data, chosen, ("OUT", "OUT,KW"), (0.3,))
-    assert plan.runs() == [("OUT", 0.3), ("OUT,KW", 0.3)]
+    assert plan.runs() == [("OUT", 0.3), ("OUT,KW", 0.3), ("none", 1.0)]
     (stored, first), (anew, second) = plan.run("OUT,KW", 0.3)
     assert (stored["statistics"], anew["statistics"]) == ("stored", "re-estimated")
     assert stored["relative_error"] == anew["relative_error"] > 0.1
@@ -100,6 +100,10 @@ def test_truncated_networks_answer_with_either_statistics(model, data):
     assert first.loss == pytest.approx(evaluate(network, data).loss, rel=1e-3)
     assert second.loss == pytest.approx(evaluate(reestimated(network, data.train_images[chosen]), data).loss, rel=1e-3)
     assert second.loss != pytest.approx(first.loss, rel=1e-2)
+    ((about, untruncated),) = plan.run("none", 1.0)
+    assert (about["statistics"], about["norm_kept"], about["relative_error"]) == ("re-estimated", 1, 0)
+    assert about["parameters"] == sum(kernel.numel() for kernel in conv_kernels(model).values())
+    assert untruncated.loss == pytest.approx(evaluate(reestimated(model, data.train_images[chosen]), data).loss, rel=1e-6)
 
 
 # ---- a deep network without a GPU ------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def test_answers_with_either_statistics_are_verified(deep, tmp_path, monkeypatch
     measurements.measure("batch-norm", "resnet50", deep, progress=False)
     checks = verification.verify(10)
     assert [(check.key.split()[-1], check.different, check.images) for check in sorted(checks, key=lambda check: check.key)] == [
-        ("statistics=re-estimated", 0, 60), ("statistics=stored", 0, 60)]
+        ("statistics=re-estimated", 0, 60), ("statistics=stored", 0, 60), ("statistics=re-estimated", 0, 60)]
 
 
 def test_noise_and_shrink_are_of_the_same_layers(deep, model):
@@ -187,7 +191,8 @@ def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
     path = measurements.measure("batch-norm", "resnet50", deep, progress=False)
     table = read_table(path)
     assert table[["cut", "level", "statistics"]].values.tolist() == [
-        ["OUT", level, statistics] for level in (0.3, 0.6) for statistics in ("stored", "re-estimated")]
+        *(["OUT", level, statistics] for level in (0.3, 0.6) for statistics in ("stored", "re-estimated")),
+        ["none", 1.0, "re-estimated"]]
     assert set(table.columns) <= COLUMNS.keys()
     content = path.read_bytes()
     monkeypatch.setattr(Reestimation, "run", None)

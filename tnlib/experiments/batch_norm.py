@@ -14,6 +14,7 @@ from torch import nn
 
 from .datasets import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
+from .networks import conv_kernels
 from .replacements import dense
 from .truncations import joint_truncations
 
@@ -52,7 +53,8 @@ def reestimated(model: nn.Module, images: np.ndarray) -> nn.Module:
 @dataclass
 class Reestimation:
     """All layers of `model` truncated to one of `levels` of the largest rank at one of `cuts`: answers with the stored
-    statistics of batch norm, and with those of the training images `images` (indices)."""
+    statistics of batch norm, and with those of the training images `images` (indices). Last the untruncated network
+    with the latter, at the cut "none": what they do to it is not the truncation's doing."""
 
     model: nn.Module
     dataset: Dataset
@@ -69,11 +71,12 @@ class Reestimation:
         return {}
 
     def runs(self) -> list[tuple[str, float]]:
-        return [(cut, level) for cut in self.cuts for level in self.levels]
+        return [*((cut, level) for cut in self.cuts for level in self.levels), ("none", 1.0)]
 
     def keys(self, cut: str, level: float) -> list[dict]:
         """What tells the rows of a run apart."""
-        return [{"cut": cut, "level": level, "statistics": statistics} for statistics in ("stored", "re-estimated")]
+        return [{"cut": cut, "level": level, "statistics": statistics} for statistics in ("stored", "re-estimated")
+                if (cut, statistics) != ("none", "stored")]  # the untruncated network as it is, which all are held against
 
     def prepared(self, cut: str, level: float) -> "Reestimation":
         """Nothing is to be found beforehand."""
@@ -81,7 +84,7 @@ class Reestimation:
 
     def run(self, cut: str, level: float) -> Iterator[tuple[dict, Evaluation]]:
         """(labels, test evaluation) with either statistics. Labels: those of `keys` and of `joint_truncations`."""
-        (about, kernels), = joint_truncations(self.model, cut, "fraction", level)
+        about, kernels = self._truncation(cut, level)
         truncated = copy.deepcopy(self.model)
         for layer, kernel in kernels.items():
             truncated.get_submodule(layer).weight.data = dense(kernel)
@@ -89,3 +92,10 @@ class Reestimation:
         for key in self.keys(cut, level):
             network = truncated if key["statistics"] == "stored" else reestimated(truncated, pixels)
             yield about | key, evaluate(network, self.dataset)
+
+    def _truncation(self, cut, level):
+        if cut != "none":
+            (truncation,) = joint_truncations(self.model, cut, "fraction", level)
+            return truncation
+        whole = sum(kernel.numel() for kernel in conv_kernels(self.model).values())
+        return {"cut": cut, "common": "fraction", "level": level, "norm_kept": 1.0, "relative_error": 0.0, "parameters": whole}, {}
