@@ -173,6 +173,18 @@ def measured(experiment: str, model: str, datasets, **options) -> pd.DataFrame:
                      ignore_index=True)
 
 
+def available(experiment: str, model: str, datasets) -> list[str]:
+    """Those of `datasets` on which there are `results` of `experiment`: nothing is measured for it."""
+    def there(name):
+        try:
+            results(experiment, model, name, **({"measure": False} if _measured_as(experiment) in MEASUREMENTS else {}))
+        except FileNotFoundError:  # not trained on this data set, or not measured
+            return False
+        return True
+
+    return [name for name in datasets if there(name)]
+
+
 def titles(*datasets: str) -> dict[str, str]:
     """Name → what a page calls a data set, each once, in their order."""
     return {name: name.split("/")[-1].replace("cifar", "CIFAR-") for name in datasets}
