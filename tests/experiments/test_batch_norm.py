@@ -9,14 +9,15 @@ from torch import nn
 
 from tnlib import conv_kernels, evaluate, truncate
 from tnlib.experiments import catalogue, measurements, retraining, verification, weights
-from tnlib.experiments.batch_norm import Reestimation, batch_norms, reestimated
+from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS, Subject
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import Dataset
-from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.networks import Recipe, Vanilla
 from tnlib.experiments.resnet import ResNet50
 from tnlib.experiments.retraining import Paths, Retraining
 from tnlib.experiments.tables import read_answers, read_table
+from tnlib.experiments.training import augmented
 from tnlib.experiments.weights import read_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
@@ -83,12 +84,13 @@ def test_a_network_without_batch_norm_is_refused(data):
     with pytest.raises(ValueError, match="Vanilla has no batch norm whose statistics could be estimated anew"):
         reestimated(Vanilla(3, (2, 2, 2, 2), image_size=16), data.train_images)
     with pytest.raises(ValueError, match="Vanilla has no batch norm"):
-        Reestimation(Vanilla(3, (2, 2, 2, 2), image_size=16), data, np.arange(5), ("OUT",), (0.5,))
+        Reestimation(Vanilla(3, (2, 2, 2, 2), image_size=16), data, np.arange(5), ("OUT",), (0.5,), Recipe())
 
 
 def test_truncated_networks_answer_with_either_statistics(model, data):
     chosen = np.arange(0, 150)
-    plan = Reestimation(model, data, chosen, ("OUT", "OUT,KW"), (0.3,))
+    plan = Reestimation(model, data, chosen, ("OUT", "OUT,KW"), (0.3,), Recipe(crop_padding=2))
+    seen = augmented(data.train_images[chosen], Recipe(crop_padding=2), AUGMENTATION_SEED)
     assert plan.runs() == [("OUT", 0.3), ("OUT,KW", 0.3), ("none", 1.0)]
     (stored, first), (anew, second) = plan.run("OUT,KW", 0.3)
     assert (stored["statistics"], anew["statistics"]) == ("stored", "re-estimated")
@@ -98,12 +100,14 @@ def test_truncated_networks_answer_with_either_statistics(model, data):
         most = min(kernel.shape[0] * kernel.shape[3], kernel.shape[1] * kernel.shape[2])
         network.get_submodule(layer).weight.data = truncate(kernel, "OUT,KW", int(np.ceil(0.3 * most)))
     assert first.loss == pytest.approx(evaluate(network, data).loss, rel=1e-3)
-    assert second.loss == pytest.approx(evaluate(reestimated(network, data.train_images[chosen]), data).loss, rel=1e-3)
+    assert second.loss == pytest.approx(evaluate(reestimated(network, seen), data).loss, rel=1e-3)
     assert second.loss != pytest.approx(first.loss, rel=1e-2)
     ((about, untruncated),) = plan.run("none", 1.0)
     assert (about["statistics"], about["norm_kept"], about["relative_error"]) == ("re-estimated", 1, 0)
     assert about["parameters"] == sum(kernel.numel() for kernel in conv_kernels(model).values())
-    assert untruncated.loss == pytest.approx(evaluate(reestimated(model, data.train_images[chosen]), data).loss, rel=1e-6)
+    assert untruncated.loss == pytest.approx(evaluate(reestimated(model, seen), data).loss, rel=1e-6)
+    assert untruncated.loss != pytest.approx(evaluate(reestimated(model, data.train_images[chosen]), data).loss, rel=1e-4)
+    assert plan.parameters() == {"augmentation": {"crop_padding": 2, "flip": True, "seed": AUGMENTATION_SEED}}
 
 
 # ---- a deep network without a GPU ------------------------------------------------------------------------------------
@@ -213,8 +217,10 @@ def test_on_a_path_the_statistics_are_those_of_every_point(model, deep, tmp_path
         plan._keep(network, None, arm)
     rows = list(Paths(plan).run(None, "reordered"))
     some = plan.some_training_images
+    seen = augmented(some.test_images, plan.recipe, AUGMENTATION_SEED)
+    assert Paths(plan).parameters()["augmentation"]["crop_padding"] == plan.recipe.crop_padding
     for (labels, found), network in ((rows[0], ends["continued"]), (rows[-1], ends["reordered"])):
-        expected = reestimated(network, some.test_images)
+        expected = reestimated(network, seen)
         assert found.loss == pytest.approx(evaluate(expected, deep).loss, rel=1e-4)
         assert labels["train_loss"] == pytest.approx(evaluate(expected, some).loss, rel=1e-4)
     vector = lambda network: torch.cat([p.flatten().double() for p in (*network.parameters(), *network.normalize.buffers())])

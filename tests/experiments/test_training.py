@@ -14,7 +14,7 @@ from torch import nn
 from tnlib import Dataset, entanglement_entropy, evaluate, load_model, train
 from tnlib.experiments import provenance, training, weights
 from tnlib.experiments.networks import NETWORKS, Network, Recipe, Vanilla
-from tnlib.experiments.training import augment, learning_rate
+from tnlib.experiments.training import augment, augmented, learning_rate
 
 RECIPE = Recipe(epochs=3, batch_size=12, peak_lr=0.1, crop_padding=2)
 STEM = "tiny-mine-s0"
@@ -249,6 +249,17 @@ def test_augment_draws_every_crop_and_flip_equally_often(flip):
 def test_augment_keeps_each_image_in_its_place():
     images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 6, 6, 3)
     assert torch.equal(augment(images, 4, True, torch.Generator().manual_seed(0)), images[:, :4, :4])
+
+
+def test_images_are_augmented_as_an_epoch_of_the_recipe_sees_them():
+    images = np.random.RandomState(0).randint(1, 256, (40, 6, 6, 3), dtype=np.uint8)
+    assert np.array_equal(augmented(images, Recipe(crop_padding=0, flip=False), 3), images)
+    found = augmented(images, Recipe(crop_padding=2), 3)
+    assert found.shape == images.shape and np.array_equal(found, augmented(images, Recipe(crop_padding=2), 3))
+    for image, seen in zip(images, found):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+        crops = [padded[y:y + 6, x:x + 6] for y in range(5) for x in range(5)]
+        assert any(np.array_equal(seen, way) for crop in crops for way in (crop, crop[:, ::-1]))
 
 
 def test_an_epoch_goes_through_the_images_in_an_order_of_its_own(tmp_path, monkeypatch):

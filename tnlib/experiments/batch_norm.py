@@ -14,11 +14,13 @@ from torch import nn
 
 from .datasets import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
-from .networks import conv_kernels
+from .networks import Recipe, conv_kernels
 from .replacements import dense
+from .training import augmented
 from .truncations import joint_truncations
 
 BATCH = 500  # images whose statistics are averaged
+AUGMENTATION_SEED = 17  # of the crops and flips of the images that statistics are estimated on
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -50,25 +52,31 @@ def reestimated(model: nn.Module, images: np.ndarray) -> nn.Module:
     return copied.eval()
 
 
+def augmentation(recipe: Recipe) -> dict:
+    """What a card says of how images were augmented for their statistics."""
+    return {"augmentation": {"crop_padding": recipe.crop_padding, "flip": recipe.flip, "seed": AUGMENTATION_SEED}}
+
+
 @dataclass
 class Reestimation:
     """All layers of `model` truncated to one of `levels` of the largest rank at one of `cuts`: answers with the stored
-    statistics of batch norm, and with those of the training images `images` (indices). Last the untruncated network
-    with the latter, at the cut "none": what they do to it is not the truncation's doing."""
+    statistics of batch norm, and with those of the training images `images` (indices), augmented as `recipe` says. Last
+    the untruncated network with the latter, at the cut "none": what they do to it is not the truncation's doing."""
 
     model: nn.Module
     dataset: Dataset
     images: np.ndarray
     cuts: tuple[str, ...]
     levels: tuple[float, ...]
+    recipe: Recipe  # that of the network's training: without its crops and flips the statistics are others
 
     def __post_init__(self):
         if not batch_norms(self.model):
             raise ValueError(f"{type(self.model).__name__} has no batch norm whose statistics could be estimated anew")
 
     def parameters(self) -> dict:
-        """What a table of it does not say of how it was made: no more than which images these are."""
-        return {}
+        """What a table of it does not say of how it was made, beside which images these are."""
+        return augmentation(self.recipe)
 
     def runs(self) -> list[tuple[str, float]]:
         return [*((cut, level) for cut in self.cuts for level in self.levels), ("none", 1.0)]
@@ -88,7 +96,7 @@ class Reestimation:
         truncated = copy.deepcopy(self.model)
         for layer, kernel in kernels.items():
             truncated.get_submodule(layer).weight.data = dense(kernel)
-        pixels = split_arrays(self.dataset, "train")[0][self.images]
+        pixels = augmented(split_arrays(self.dataset, "train")[0][self.images], self.recipe, AUGMENTATION_SEED)
         for key in self.keys(cut, level):
             network = truncated if key["statistics"] == "stored" else reestimated(truncated, pixels)
             yield about | key, evaluate(network, self.dataset)

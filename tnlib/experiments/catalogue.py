@@ -15,11 +15,12 @@ from .data_aware import data_aware_truncations, patch_moments, with_data_aware_e
 from .datasets import Dataset, balanced_indices, balanced_sample
 from .evaluation import default_device, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
-from .networks import conv_kernels
+from .networks import Recipe, conv_kernels
 from .replacements import Replacements, joined, labelled
 from .retraining import Paths, Retraining
 from .strengths import CASES, Case
 from .truncations import cut_truncations, joint_truncations
+from .weights import find_weights, read_card
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
 QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
@@ -74,6 +75,11 @@ class Subject:
             return None
         spatial, _ = self.layers
         return list(dict.fromkeys(spatial[len(spatial) * k // 6] for k in (1, 3, 5) if spatial))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the network was trained, by its card."""
+        return Recipe(**read_card(find_weights(self.name, self.dataset.name, self.seed)).get("recipe", {}))
 
     @cached_property
     def train_images(self) -> np.ndarray:
@@ -259,7 +265,8 @@ EXPERIMENTS = {
                                      whole=("continued",), arms=("free",))),
     "batch-norm": Experiment(
         None, ("cut", "level", "statistics"),
-        runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS),
+        runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS,
+                                      its.recipe),
         train_images=True),
     "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
 }

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
-from .batch_norm import batch_norms, reestimated
+from .batch_norm import AUGMENTATION_SEED, augmentation, batch_norms, reestimated
 from .controls import matched_noise
 from .datasets import Dataset, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
@@ -25,7 +25,7 @@ from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
 from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to, with_kernels
-from .training import Training
+from .training import Training, augmented
 from .weights import digest, find_weights, read_card, stem
 
 # A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
@@ -238,8 +238,9 @@ class Paths:
     retraining: Retraining
 
     def parameters(self) -> dict:
-        """Those of the runs that the paths lie between."""
-        return self.retraining.parameters()
+        """Those of the runs that the paths lie between, and how training images were augmented for batch norm."""
+        retraining = self.retraining
+        return retraining.parameters() | (augmentation(retraining.recipe) if batch_norms(retraining.model) else {})
 
     def runs(self) -> list[tuple[Case | None, str]]:
         return [(None, "reordered"), *((case, "free") for case in self.retraining.cases)]
@@ -261,10 +262,11 @@ class Paths:
         norm = lambda weights: sum(tensor.double().square().sum() for tensor in weights.values()).sqrt().item()
         distance = norm({name: end[name] - tensor for name, tensor in start.items()}) / norm(start)
         module, some = copy.deepcopy(self.retraining.model), self.retraining.some_training_images
+        pixels = augmented(some.test_images, self.retraining.recipe, AUGMENTATION_SEED)
         for key in self.keys(case, arm):
             weights = {name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()}
             module.load_state_dict(module.state_dict() | weights)
-            network = reestimated(module, some.test_images) if batch_norms(module) else module
+            network = reestimated(module, pixels) if batch_norms(module) else module
             seen = evaluate(network, some)
             yield (key | {"distance": distance, "train_loss": seen.loss, "train_accuracy": seen.accuracy},
                    evaluate(network, self.retraining.dataset))

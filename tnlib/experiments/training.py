@@ -107,6 +107,16 @@ def augment(images: torch.Tensor, side: int, flip: bool, generator: torch.Genera
     return images[index[0][:, None, None], index[1][:, :, None], index[2][:, None, :]]        # [N, side, side, C]
 
 
+def augmented(images: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
+    """Images (uint8, (N, H, W, C)) as an epoch of the recipe sees them, each once."""
+    padded = torch.from_numpy(_padded(images, recipe.crop_padding))
+    return augment(padded, images.shape[1], recipe.flip, torch.Generator().manual_seed(seed)).numpy()
+
+
+def _padded(images, pad):
+    return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
 class Training:
     """The training of `module` on the images of `dataset`: call it with an epoch's number to train for that epoch.
 
@@ -122,9 +132,9 @@ class Training:
         self.optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": recipe.weight_decay},
                                           {"params": plain, "weight_decay": 0.0}],
                                          lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
-        self.side, pad = dataset.train_images.shape[1], recipe.crop_padding
-        padded = np.pad(dataset.train_images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        self.images, self.labels = torch.from_numpy(padded).to(device), torch.from_numpy(dataset.train_labels).to(device)
+        self.side = dataset.train_images.shape[1]
+        padded = torch.from_numpy(_padded(dataset.train_images, recipe.crop_padding))
+        self.images, self.labels = padded.to(device), torch.from_numpy(dataset.train_labels).to(device)
         self.steps = len(self.labels) // recipe.batch_size  # in an epoch
 
     def __call__(self, epoch: int) -> tuple[float, float]:
