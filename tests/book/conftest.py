@@ -59,3 +59,10 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def patient_context(browser, **options):
+    """A context of `browser` whose pages are waited for as long as a machine takes whose cores are busy."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(180_000)
+    return context

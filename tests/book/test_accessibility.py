@@ -10,6 +10,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
 
+from .conftest import patient_context
+
 pytestmark = [pytest.mark.browser, pytest.mark.published]
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 # What is folded is scanned as well; without motion, so that no text is caught half faded in.
@@ -36,7 +38,7 @@ def address(site):
 
 @pytest.fixture
 def tab(browser, request):
-    context = browser.new_context(viewport=request.param, color_scheme="light")
+    context = patient_context(browser, viewport=request.param, color_scheme="light")
     yield context.new_page()
     context.close()
 

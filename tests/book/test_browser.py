@@ -5,6 +5,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
 
+from .conftest import patient_context
+
 pytestmark = pytest.mark.browser
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 
@@ -13,7 +15,7 @@ PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 def tab(browser, request):
     """A tab without a network that collects what goes wrong in it."""
     width, height = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    context = patient_context(browser, viewport={"width": width, "height": height}, offline=True)
     tab = context.new_page()
     tab.problems = []
     tab.on("console", lambda message: tab.problems.append(message.text) if message.type == "error" else None)

@@ -10,14 +10,16 @@ import pytest
 from tnlib.experiments.files import ROOT
 from tnlib.publishing.cards import bibtex, sentence
 
+from .conftest import patient_context
+
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
 def tab(browser, tmp_path):
     """A tab without a network, which may write to the clipboard and download; `problems` are what goes wrong in it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True, accept_downloads=True,
-                                  permissions=["clipboard-read", "clipboard-write"])
+    context = patient_context(browser, viewport={"width": 1280, "height": 900}, offline=True, accept_downloads=True,
+                              permissions=["clipboard-read", "clipboard-write"])
     tab = context.new_page()
     tab.problems = []
     tab.on("pageerror", lambda error: tab.problems.append(str(error)))

@@ -12,6 +12,8 @@ from tnlib.experiments.files import ROOT
 from tnlib.publishing.printing import print_book
 from tnlib.publishing.site import SiteError
 
+from .conftest import patient_context
+
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 LARGE = 64  # pixels: a picture, not an icon
 
@@ -60,13 +62,13 @@ def test_every_chapter_is_there_and_in_the_outline(book, texts, chapters):
 @pytest.mark.published
 def test_a_heading_that_begins_a_page_is_once_in_the_outline(browser, site, tmp_path):
     """Chromium would paint what stands out of its line on the page before too, and then name it twice."""
-    tab = browser.new_page(java_script_enabled=False)
+    tab = patient_context(browser, java_script_enabled=False).new_page()
     tab.goto((site / "book" / "index.html").as_uri())
     tab.locator("article").evaluate("""article => article.innerHTML = [2, 3, 4].map(level => `
         <div style="height: 235mm; break-inside: avoid">A page's worth</div><h${level}>Heading ${level}</h${level}><p>Text</p>
     `).join("")""")
     tab.pdf(path=tmp_path / "page.pdf", outline=True, tagged=True, prefer_css_page_size=True)
-    tab.close()
+    tab.context.close()
     made, headings = PdfReader(tmp_path / "page.pdf"), [f"Heading {level}" for level in (2, 3, 4)]
     assert [page.extract_text().split("\n")[1] for page in made.pages[-3:]] == headings  # after the page's number
     assert titles(made.outline)[-3:] == headings
