@@ -19,9 +19,9 @@ from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Spread)
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
-from .publishing.results import available, measured, results, scorecard, titles
+from .publishing.results import about_networks, available, measured, results, scorecard, titles
 
-__all__ = ["parameters", "results", "measured", "available", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
+__all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
            "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "listed_cases", "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",

@@ -16,6 +16,7 @@ from ..experiments.networks import conv_kernels
 from ..experiments.store import StoreError
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.weights import find_weights, initial_model, load_model, read_card, stem, trained_seeds
+from .claims import least_accuracy
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
 from .section import OUTPUT_VARIABLE, section
@@ -183,6 +184,17 @@ def available(experiment: str, model: str, datasets) -> list[str]:
         return True
 
     return [name for name in datasets if there(name)]
+
+
+def about_networks(model: str, dataset: str, seeds=None) -> str:
+    """What a caption says of the networks `model` on `dataset` (those of `seeds`; None: all): "stem s2, 10 epochs, 83.6 %
+    right, n = 1, reduced". Reduced are networks of which one is less accurate than a verdict takes."""
+    found = results("networks", model, dataset)
+    found = found[found["seed"].isin(found["seed"] if seeds is None else list(seeds))]
+    stems = [f"stem {stem}" for stem in found["stem"].dropna().unique()]
+    epochs = [f"{epochs} epochs" for epochs in results("recipe", model, dataset)["epochs"].unique()]
+    reduced = ["reduced"] * bool(found["test_accuracy"].min() < least_accuracy(model, dataset))
+    return ", ".join([*stems, *epochs, f"{100 * found['test_accuracy'].mean():.1f} % right", f"n = {len(found)}", *reduced])
 
 
 def titles(*datasets: str) -> dict[str, str]:
