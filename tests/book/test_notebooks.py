@@ -265,6 +265,16 @@ def test_a_network_that_is_not_measured_says_what_to_do_without_its_data(no_data
     assert done.returncode == 1 and "tnlib data fetch" in done.stderr
 
 
+@pytest.mark.parametrize("section, name, value, message", [
+    ("truncations", "layer", "conv9", "layer = 'conv9': 'vanilla-constant' has conv1, conv2"),
+    ("retraining", "case", "OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5'")], ids=["layer", "case"])
+def test_what_the_network_lacks_is_named_before_anything_is_measured(no_data, tmp_path, section, name, value, message):
+    command = [sys.executable, "-m", "papermill", str(sections()[section].path), "out.ipynb", "-p", "model", "vanilla-constant",
+               "-p", "compare", "cifar10", "-p", name, value, "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr
+
+
 @pytest.mark.parametrize("section, words, message", [
     ("spectra", ("-p", "rnak", "3"), "unknown parameter 'rnak'"),
     ("spectra", ("-p", "layer", "conv9", "-p", "dataset", "shapes", "-p", "compare", "shapes"), "'vanilla' has conv1, conv2"),

@@ -201,9 +201,11 @@ def test_a_data_set_that_is_not_measured_is_named(monkeypatch, tmp_path, other_r
     assert "CIFAR-100" not in said["within-each"]
 
 
-def test_a_case_that_there_is_not_names_those_that_there_are(shapes_jobs, tmp_path):
+@pytest.mark.parametrize("case, message", [("OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5', 'OUT,KW at 0.5'"),
+                                           ("OUT at 0.5", f"case = 'OUT at 0.5': measured are '{CASE}'")])
+def test_a_case_that_there_is_not_names_those_that_there_are(shapes_jobs, tmp_path, case, message):
     command = [sys.executable, "-m", "papermill", str(sections()["retraining"].path), "out.ipynb", "--no-progress-bar",
                *(word for name in ("profile", "dataset", "compare") for word in ("-p", name, "shapes")),
-               "-p", "case", "OUT at 0.9"]
+               "-p", "case", case]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and f"there are '{CASE}'" in done.stderr
+    assert done.returncode == 1 and message in done.stderr
