@@ -44,6 +44,24 @@ def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
         assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
 
 
+def test_the_units_of_a_group_share_the_bytes_of_their_kernels(monkeypatch):
+    monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
+    model, dataset = model_and_data("vanilla")
+    handed = []
+
+    class Recording(ThreadPoolExecutor):
+        def submit(self, evaluate, key, network, preprocess, kernels, start, *images):
+            handed.append((start, kernels))
+            return super().submit(evaluate, key, network, preprocess, kernels, start, *images)
+
+    with Recording(1) as executor:
+        run(model, dataset, cells_of(model), executor)
+    starts = [start for start, _ in handed]
+    groups = starts.count(0)
+    assert 1 < groups < len(starts), "several groups, of several units"
+    assert len({id(kernels) for _, kernels in handed}) == groups
+
+
 def test_workers_use_one_thread_and_this_process_gets_its_own_back():
     model, dataset, cells = vanilla_cells(2)
     seen = []

@@ -142,14 +142,16 @@ class Remote:
         except Exception as error:  # whatever a part of the model raises
             raise ValueError(f"the model cannot be handed to an executor's workers: {type(error).__name__}: {error}; "
                              "without one it is swept in this process") from None
+        self.handed_over = None, None  # the cells of the last group, and the bytes that its units share
         _graphs[self.key] = copy.deepcopy((graph, probe))
         with CALLS.as_they_are(), torch.no_grad(), exact_float32():
             self.network = Network(graph, probe)
 
     def submit(self, preprocess, cells, *images):
         """Begin a unit of work; returns what `results` takes."""
-        kernels = pickle.dumps([{layer: _own(kernel) for layer, kernel in cell.items()} for cell in cells])
-        self.units.append(self.executor.submit(_remote_unit, self.key, self.pickled, preprocess, kernels, *images))
+        if self.handed_over[0] is not cells:  # pickled once: of all layers of a deep network it is gigabytes
+            self.handed_over = cells, pickle.dumps([{layer: _own(kernel) for layer, kernel in cell.items()} for cell in cells])
+        self.units.append(self.executor.submit(_remote_unit, self.key, self.pickled, preprocess, self.handed_over[1], *images))
         return self.units[-1]
 
     def results(self, units) -> list[tuple[np.ndarray, np.ndarray]]:
