@@ -249,6 +249,17 @@ def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_publishe
         assert all(curve.sort_values("rank")["fit"].is_monotonic_increasing for _, curve in fits.groupby("layer"))
 
 
+def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
+    """Where its accuracy is level, where it is gone, and that of one loss of norm more is left at OUT and IN than at OUT,IN."""
+    table = read_table(PUBLISHED / "results" / "joint-resnet50-cifar10-s0.csv").query("layers == 'all'")
+    lost = 1 - table["norm_kept"]
+    assert (table["accuracy_drop"][lost <= 0.01] < 1).all() and (lost <= 0.01).sum() > 10
+    assert (table["accuracy"][lost >= 0.3] < 0.2).all() and (lost >= 0.3).sum() > 3
+    windows = (table["cut"] == "OUT,IN") & (table["accuracy"] < 0.2)
+    others = table["cut"].isin(["OUT", "IN"]) & (lost > lost[windows].min())
+    assert table["accuracy"][others].max() > 0.7
+
+
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
     command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "profile", "shapes", "-p", "dataset",
                "shapes", "-p", "compare", "shapes", "-p", "cut", "OUT,IN", "-p", "other_cut", "OUT,IN", "--no-progress-bar"]

@@ -34,11 +34,14 @@ def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
     monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
     model, dataset = model_and_data("vanilla")
     cells = cells_of(model)
-    executor = make()
+    executor, handed = make(), []
+    submit = executor.submit
+    monkeypatch.setattr(executor, "submit", lambda *unit: handed.append(unit) or submit(*unit))
     try:
         found = run(model, dataset, iter(cells), executor)
     finally:
         getattr(executor, "close", executor.shutdown)()
+    assert len(handed) > 1
     for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells), strict=True):
         assert labels == same and np.array_equal(evaluation.correct, expected.correct)
         assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
