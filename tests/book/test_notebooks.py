@@ -16,7 +16,7 @@ from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.networks import NETWORKS, Recipe
-from tnlib.experiments.weights import published_networks, trained_seeds
+from tnlib.experiments.weights import published_networks, read_card, trained_seeds
 from tnlib.publishing.building import glued_values
 from tnlib.publishing.section import OUTPUT_VARIABLE
 from tnlib.publishing.running import sections
@@ -258,6 +258,11 @@ def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_
     windows = (table["cut"] == "OUT,IN") & (table["accuracy"] < 0.2)
     others = table["cut"].isin(["OUT", "IN"]) & (lost > lost[windows].min())
     assert table["accuracy"][others].max() > 0.7
+    again = read_table(path := PUBLISHED / "results" / "batch-norm-resnet50-cifar10-s0.csv")
+    assert read_card(path)["parameters"]["train_images"]["number"] == 5000
+    wide = again[again["cut"] != "none"].pivot(index=["cut", "level"], columns="statistics", values="accuracy")
+    harmed = wide["stored"] < wide["stored"].max() - 0.1
+    assert (wide["re-estimated"] > wide["stored"])[harmed].all() and harmed.sum() > 3
 
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):

@@ -262,11 +262,11 @@ class Paths:
         norm = lambda weights: sum(tensor.double().square().sum() for tensor in weights.values()).sqrt().item()
         distance = norm({name: end[name] - tensor for name, tensor in start.items()}) / norm(start)
         module, some = copy.deepcopy(self.retraining.model), self.retraining.some_training_images
-        pixels = augmented(some.test_images, self.retraining.recipe, AUGMENTATION_SEED)
+        pixels = augmented(some.test_images, self.retraining.recipe, AUGMENTATION_SEED) if batch_norms(module) else None
         for key in self.keys(case, arm):
             weights = {name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()}
             module.load_state_dict(module.state_dict() | weights)
-            network = reestimated(module, pixels) if batch_norms(module) else module
+            network = module if pixels is None else reestimated(module, pixels)
             seen = evaluate(network, some)
             yield (key | {"distance": distance, "train_loss": seen.loss, "train_accuracy": seen.accuracy},
                    evaluate(network, self.retraining.dataset))

@@ -149,7 +149,7 @@ class Remote:
 
     def submit(self, preprocess, cells, *images):
         """Begin a unit of work; returns what `results` takes."""
-        if self.handed_over[0] is not cells:  # pickled once: of all layers of a deep network it is gigabytes
+        if self.handed_over[0] is not cells:  # once for all units: for each of them, a deep network's would be gigabytes
             self.handed_over = cells, pickle.dumps([{layer: _own(kernel) for layer, kernel in cell.items()} for cell in cells])
         self.units.append(self.executor.submit(_remote_unit, self.key, self.pickled, preprocess, self.handed_over[1], *images))
         return self.units[-1]
