@@ -11,6 +11,8 @@ from tnlib.publishing.scorecard import scorecard
 
 from .test_claims import FIXED
 
+PLAIN = str.maketrans("’−", "'-")  # what a page sets in print
+
 
 @pytest.fixture(scope="module")
 def card():
@@ -18,15 +20,15 @@ def card():
 
 
 def rows_of(page, which):
-    """The cells of a rendered table, as texts with plain quotes: the one whose opening tag has `which`."""
+    """The cells of a rendered table, as texts with plain quotes and hyphens: the one whose opening tag has `which`."""
     table = next(part for part in re.findall(r"<table.*?</table>", page, re.S) if which in part[:part.index(">") + 1])
     cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", table, re.S)]
-    return [[" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).replace("’", "'").split()) for cell in row] for row in cells]
+    return [[" ".join(html.unescape(re.sub(r"<[^>]+>", "", cell)).translate(PLAIN).split()) for cell in row] for row in cells]
 
 
 def wanted(frame):
     plain = lambda text: re.sub(r"\{download\}`(\w+) <[^>]+>`|`([^`]+)`", r"\1\2", str(text))
-    return [[" ".join(plain(cell).split()) for cell in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    return [[" ".join(plain(cell).translate(PLAIN).split()) for cell in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
 
 
 def test_page_and_first_page_show_the_verdicts_that_the_results_give(site, card):

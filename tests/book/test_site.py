@@ -1,5 +1,6 @@
 """The rendered pages: all there, whole, and readable without a network."""
 
+import html
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
@@ -92,6 +93,14 @@ def test_no_reference_is_broken(site, page):
     for leftover in ("{numref}", "{glue:", "{cite}", "{ref}", 'class="problematic"', "???"):
         assert leftover not in text, f"{page} shows {leftover}"
     assert "Traceback (most recent call last)" not in text and "Warning:" not in text
+
+
+@every_page
+def test_negative_numbers_have_a_minus_sign(site, page):
+    """In what is read; in code and formulas a hyphen is right."""
+    hidden = r"<(script|style|pre|code|svg)\b.*?</\1>|<(span|div) class=\"math.*?</\2>"
+    words = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(hidden, " ", read(site, page), flags=re.S)))
+    assert not re.findall(r"[^\n]*(?<![^\s(\[:])-\d[^\n]*", words)
 
 
 @pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)

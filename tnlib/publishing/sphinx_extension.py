@@ -1,14 +1,19 @@
-"""A Sphinx extension: each figure in both themes, its files below it, what pages do without, and no unrun sources."""
+"""A Sphinx extension: each figure in both themes, its files below it, hyphens as they should be, what pages do without, and no
+unrun sources."""
 
 import html
+import re
 import shutil
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from .cards import about_sources, bibtex, read_cards, sentence
 
 FIGURES = Path("extra") / "figures"  # below the stage; on the site figures/, beside results/
+NAME = re.compile(r"(CIFAR-100?|ResNet-50)")
+NEGATIVE = re.compile(r"(?<![^\s(\[:])-(?=\d)")  # a hyphen before a number, at the beginning of a word
 
 
 def setup(app):
@@ -16,6 +21,7 @@ def setup(app):
         # Not a Sphinx error: those come with two tracebacks.
         raise SystemExit("This folder holds the book's sources, whose notebooks have no outputs: the pages would be "
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
+    app.add_post_transform(_Hyphens)
     app.connect("doctree-read", _add_files, priority=400)  # before Sphinx copies the pictures that it finds
     app.connect("html-page-context", _without_thebe, priority=900)
     app.connect("html-page-context", _bibliography_is_a_list)
@@ -72,6 +78,21 @@ def _made_from(card: dict, up: str) -> str:
             lines = [line.replace(f"{source['file']} ", f"{link} ") for line in lines]
     items = "".join(f"<li>{line}</li>" for line in (*lines, f'<a href="{up}figures/{card["id"]}.json">the whole card</a>'))
     return f"<ul>{items}</ul>"
+
+
+class _Hyphens(SphinxPostTransform):
+    """No line breaks behind the hyphen of a name; and negative numbers, which Python writes with one, have a minus sign."""
+
+    default_priority = 900  # when glued numbers have taken their places
+
+    def run(self):
+        for text in list(self.document.findall(nodes.Text)):
+            if isinstance(text.parent, (nodes.literal, nodes.math, nodes.FixedTextElement)):  # code and formulas
+                continue
+            parts = NAME.split(NEGATIVE.sub("−", text))
+            if parts != [text]:
+                text.parent.replace(text, [nodes.inline("", part, classes=["unbroken"]) if NAME.fullmatch(part) else nodes.Text(part)
+                                           for part in parts if part])
 
 
 def _without_thebe(app, pagename, templatename, context, doctree):
