@@ -10,8 +10,9 @@ from .experiments.gauges import gauged_errors
 from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, curves_at, informative, kendall, kendall_difference,
                                      layer_permutation_test, percentile_interval, student_interval)
+from .publishing.claim_tests import deeper_in_blocks
 from .publishing.claims import least_accuracy, read_claims
-from .publishing.depth import depth_axis, panel_layers, stage
+from .publishing.depth import depth_axis, panel_layers, places, stage
 from .publishing.diagrams import Diagram, align
 from .publishing.figures import CUT_STYLES, figure, layer_looks, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
@@ -22,7 +23,8 @@ from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import about_networks, available, measured, results, scorecard, titles
 
 __all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "stage", "seen_taps", "least_accuracy", "read_claims", "listed_cases", "CUT_STYLES", "layer_looks",
+           "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases",
+           "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
            "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",

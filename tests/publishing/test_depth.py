@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tnlib.experiments.networks import conv_kernels, network
-from tnlib.publishing.depth import depth_axis, panel_layers, stage
+from tnlib.publishing.depth import depth_axis, panel_layers, places, stage
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,17 @@ def test_the_axis_of_resnet50_has_a_name_in_the_middle_of_each_stage_and_lines_b
         assert middle == sum(places) / len(places)
     assert [line.get_xdata()[0] for line in ax.lines] == [1.5, 11.5, 24.5, 43.5]
     plt.close(fig)
+
+
+def test_the_place_of_a_kernel_is_told_by_depth_size_stage_and_position_in_the_block(resnet50):
+    found = places(resnet50).set_index("layer")
+    assert found.index.tolist() == list(resnet50) and found["depth"].tolist() == list(range(1, 54))
+    assert found.loc["layer3.0.conv2"].to_dict() == {"depth": 26, "size": "3×3", "stage": "layer3", "position": "conv2"}
+    assert found.loc["layer1.0.downsample.0", ["size", "position"]].tolist() == ["1×1", "downsample.0"]
+    assert found.loc["conv1", ["stage", "position"]].tolist() == ["conv1", "conv1"]
+    alike = found.groupby(["size", "position"]).size()
+    assert alike["1×1", "conv1"] == alike["3×3", "conv2"] == alike["1×1", "conv3"] == 16  # blocks: 3 + 4 + 6 + 3
+    assert alike["1×1", "downsample.0"] == 4
 
 
 def test_the_same_down_a_map(resnet50):

@@ -1,8 +1,10 @@
-"""Networks of many layers on a page: an axis along depth that can be read, and layers chosen for panels of their own."""
+"""Networks of many layers on a page: an axis along depth that can be read, layers chosen for panels of their own, and
+what else than depth tells them apart."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+import pandas as pd
 import torch
 
 MANY = 8  # of so many layers each has its name on an axis and its panel; of more, only some have
@@ -46,6 +48,16 @@ def panel_layers(kernels: Mapping[str, torch.Tensor]) -> list[str]:
     firsts = [next(members) for _, members in groupby(spatial, key=stage)]
     chosen = {layers[0], *firsts, *spatial[-1:]}
     return [name for name in layers if name in chosen]
+
+
+def places(kernels: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """Where each kernel stands in its network, one row a layer in forward order, as a deep network's names tell it.
+
+    Columns: `layer`, `depth` (from 1), `size` (such as "3×3"), `stage` and `position`, that in its block: what the name
+    ends in, "conv2" of "layer3.0.conv2". `kernels`: name → (OUT, IN, KH, KW), in forward order.
+    """
+    return pd.DataFrame([{"layer": layer, "depth": depth, "size": "×".join(map(str, kernel.shape[2:])), "stage": stage(layer),
+                          "position": layer.split(".", 2)[-1]} for depth, (layer, kernel) in enumerate(kernels.items(), start=1)])
 
 
 def stage(layer: str) -> str:

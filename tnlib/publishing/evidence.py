@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..experiments.catalogue import experiment_called, listed_cases
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
@@ -17,7 +18,7 @@ from ..experiments.tables import read_bits, read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
 from ..tensors.cuts import distinct_cuts
 from .claim_tests import arm_at, missing_cases
-from .depth import stage
+from .depth import places
 
 REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
 HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
@@ -90,14 +91,9 @@ class Pair:
 
     @_once
     def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
-        """`one_points` of all layers, 1×1 among them, by seed, layer and cut, with the kernel's place in the network:
-
-        `depth` (from 1), `size` (such as "3×3"), `stage`, and `position` in the block, what its name ends in.
-        """
-        shapes = _shapes(self.model, self.dataset)
-        place = pd.DataFrame([{"layer": layer, "depth": depth, "size": "×".join(map(str, shape[2:])), "stage": stage(layer),
-                               "position": layer.split(".", 2)[-1]} for depth, (layer, shape) in enumerate(shapes.items(), start=1)])
-        return _made(lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(place, on="layer"),
+        """`one_points` of all layers, 1×1 among them, by seed, layer and cut, with the kernel's place in the network."""
+        return _made(lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(
+                         places(_kernels(self.model, self.dataset)), on="layer"),
                      lambda: self.cells("truncation", None, False))
 
     @_once
@@ -243,10 +239,15 @@ def _published(experiment, model, dataset):
 
 
 @functools.cache
+def _kernels(model, dataset) -> dict[str, torch.Tensor]:
+    """Layer → the first network's kernel, in forward order: layers and shapes are the same for all seeds."""
+    return conv_kernels(load_model(model, dataset, next(iter(_accuracies(model, dataset)))))
+
+
 def _shapes(model, dataset, spatial=False) -> dict[str, tuple]:
-    """Layer → the kernel's shape (OUT, IN, KH, KW), in forward order, the same for all seeds; `spatial`: of 3×3 kernels."""
-    kernels = conv_kernels(load_model(model, dataset, next(iter(_accuracies(model, dataset)))))
-    return {layer: tuple(kernel.shape) for layer, kernel in kernels.items() if not spatial or kernel.shape[2:] == (3, 3)}
+    """Layer → the kernel's shape (OUT, IN, KH, KW); `spatial`: of 3×3 kernels."""
+    return {layer: tuple(kernel.shape) for layer, kernel in _kernels(model, dataset).items()
+            if not spatial or kernel.shape[2:] == (3, 3)}
 
 
 def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:
