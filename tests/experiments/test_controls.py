@@ -1,16 +1,18 @@
 """Controls: each is what its name says, and loses as much as the truncation that it stands beside."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tnlib import Cut, Dataset, conv_kernels, entanglement_entropy, norm_kept, relative_error
+from tnlib import Cut, Dataset, conv_kernels, entanglement_entropy, evaluate, norm_kept, relative_error, sweep
 from tnlib.experiments.controls import (controls, filters_removed, in_gauges, mean_outputs, random_subspace,
                                         smallest_kept)
 from tnlib.experiments.evaluation import to_unit_floats
-from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.networks import NETWORKS, Vanilla
 from tnlib.experiments.replacements import Replacements, dense
 from tnlib.experiments.truncations import cut_truncations
 
@@ -174,6 +176,24 @@ def test_gauges_are_one_function_whose_truncations_differ(model, dataset):
             entropies.setdefault(labels["gauge"], []).append(labels["entropy"])
     assert list(entropies) == ["trained", "balanced", "random"]
     assert np.mean(entropies["random"]) < np.mean(entropies["trained"])
+
+
+def test_of_a_deep_network_some_layers_are_truncated_and_each_gives_its_mean(dataset):
+    """Means of many layers take the memory of their biases, and a sweep answers as the changed network does."""
+    deep = NETWORKS["resnet50"].build(classes=10, stem="s2", blocks=(1, 1, 1, 1), width=8).eval()
+    (_, truncated), *means = controls(deep, dataset, np.arange(50), ["OUT"], [0.2], layers=["layer2.0.conv2"])
+    assert {labels["layer"] for labels, _ in truncated} == {"layer2.0.conv2"}
+    assert [labels["layer"] for _, cells in means for labels, _ in cells] == list(conv_kernels(deep))
+    owned = {tensor.data_ptr() for tensor in deep.state_dict().values()}
+    for changed, cells in means[::6]:
+        ((labels, _),) = cells
+        new = [name for name, tensor in changed.state_dict().items() if tensor.data_ptr() not in owned]
+        assert new == [f"{labels['layer']}.bias"]
+        ((_, answers),) = sweep(changed, dataset, cells, progress=False)
+        blind = copy.deepcopy(changed)
+        nn.init.zeros_(blind.get_submodule(labels["layer"]).weight)
+        assert answers.loss == pytest.approx(evaluate(blind, dataset).loss, rel=1e-4)
+    assert all(conv.bias is None for conv in deep.modules() if isinstance(conv, nn.Conv2d)), "the model is as it was"
 
 
 def test_every_truncation_has_every_control(model, dataset):

@@ -156,16 +156,15 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
 
 # ---- the layer without its input, and the same function in other gauges --------------------------------------------
 
-def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None) -> list[tuple[nn.Module, Replacements]]:
-    """For each of `layers` (None: of the model) a network in which its bias is its mean output, and the replacement of
-    its kernel by zero.
+def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tuple[nn.Module, Replacements]]:
+    """For each layer a network in which its bias is its mean output, and the replacement of its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
-    the training images `images`. Labels: `layer, cut` ("none")`, rank` (0) and the rest as of a truncation.
+    the training images `images`. All other weights are the model's own, not copies. Labels: `layer, cut` ("none")`, rank` (0) and the rest as of a truncation.
     """
     means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess or to_unit_floats), []
-    for layer, kernel in chosen_layers(model, layers).items():
-        network = copy.deepcopy(model)
+    for layer, kernel in chosen_layers(model).items():
+        network = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *model.buffers())})
         network.get_submodule(layer).bias = nn.Parameter(means[layer].to(kernel))
         labels = {"layer": layer, "cut": "none", "rank": 0, "max_rank": 0, "norm_kept": 0.0, "relative_error": 1.0,
                   "parameters": 0}
@@ -231,15 +230,15 @@ def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0,
     with a label `kind`.
 
     `kind`: "truncation", "noise" (matched), "random-rank" and "random-error" (`random_subspace`), "smallest"
-    (`smallest_kept`), "filters" (`filters_removed`); and, in networks of their own, "mean" (`mean_outputs`, from the
-    training images `images`).
+    (`smallest_kept`), "filters" (`filters_removed`); and of every layer, as it is one cell, in a network of its own,
+    "mean" (`mean_outputs`, from the training images `images`).
     """
     truncations = cut_truncations(model, layers, cuts, ranks)
     kinds = {"truncation": truncations, "noise": _without(matched_noise(truncations, 1, seed), "draw"),
              "random-rank": random_subspace(truncations, "rank", seed),
              "random-error": random_subspace(truncations, "error", seed),
              "smallest": smallest_kept(truncations), "filters": filters_removed(truncations)}
-    means = mean_outputs(model, dataset, images, layers=layers)
+    means = mean_outputs(model, dataset, images)
     return [(model, joined([labelled(cells, kind=kind) for kind, cells in kinds.items()])),
             *((network, labelled(cells, kind="mean")) for network, cells in means)]
 
