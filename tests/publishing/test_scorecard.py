@@ -69,6 +69,8 @@ def test_what_is_missing_is_named_with_the_command_that_measures_it(card, monkey
     monkeypatch.setattr(evidence, "published_networks", lambda: [])
     verdict = judge(card.claims["claims"]["1a"], Pair("resnet50", "cifar10"))
     assert verdict.verdict == "not tested" and verdict.reason == "ResNet-50 has no published weights"
+    with pytest.raises(FileNotFoundError, match="`tnlib train vanilla-constant cifar100 --seed 0 --publish`"):
+        Pair("vanilla", "cifar100").points("truncation", "vanilla-constant")
     monkeypatch.undo()
     monkeypatch.setattr(evidence, "PUBLISHED", tmp_path)
     with pytest.raises(FileNotFoundError, match="`tnlib measure truncation vanilla cifar10 --seed 0 --publish`"):

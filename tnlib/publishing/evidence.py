@@ -115,8 +115,7 @@ class Pair:
         if model not in NETWORKS:
             raise FileNotFoundError(f"no weights of {model} on {self.dataset}: there is no network of this name")
         if not (seeds := _accuracies(model, self.dataset)):
-            raise FileNotFoundError(f"no published weights of {model} on {self.dataset}; train them: "
-                                    f"`tnlib train {model} {self.dataset} --seed 0 --publish`")
+            raise _no_weights(model, self.dataset)
         spectra = network_spectra(model, self.dataset, shuffled=False)
         spectra = spectra[spectra["layer"].isin(_shapes(model, self.dataset, True))]
         return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
@@ -222,8 +221,10 @@ def _path(experiment, model, dataset, seed) -> Path:
 
 
 def _published(experiment, model, dataset):
+    if not (seeds := _accuracies(model, dataset)):
+        raise _no_weights(model, dataset)
     frames, names = [], []
-    for seed in _accuracies(model, dataset):
+    for seed in seeds:
         path = _path(experiment, model, dataset, seed)
         if not path.is_file() or read_card(path)["version"] != experiment_called(experiment).version:
             continue
@@ -234,7 +235,7 @@ def _published(experiment, model, dataset):
         frames.append(frame.assign(place=np.arange(len(frame))))
         names.append(path.name)
     if not frames:
-        raise _missing(experiment, model, dataset, next(iter(_accuracies(model, dataset)), 0), "no published results")
+        raise _missing(experiment, model, dataset, next(iter(seeds)), "no published results")
     return pd.concat(frames, ignore_index=True), names
 
 
@@ -248,6 +249,11 @@ def _shapes(model, dataset, spatial=False) -> dict[str, tuple]:
     """Layer → the kernel's shape (OUT, IN, KH, KW); `spatial`: of 3×3 kernels."""
     return {layer: tuple(kernel.shape) for layer, kernel in _kernels(model, dataset).items()
             if not spatial or kernel.shape[2:] == (3, 3)}
+
+
+def _no_weights(model, dataset) -> FileNotFoundError:
+    return FileNotFoundError(f"no published weights of {model} on {dataset}; train them: "
+                             f"`tnlib train {model} {dataset} --seed 0 --publish`")
 
 
 def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:

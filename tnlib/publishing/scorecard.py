@@ -329,7 +329,7 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
             "network, data": pair_text(row.model, row.dataset), "number": row.number,
             "value": text(row.value) if row.networks else "–",
             "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
-            "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons,
+            "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons or "–",
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
             "taken alone": (sign(row.verdict) if judged else "beside")
