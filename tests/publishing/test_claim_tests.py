@@ -172,6 +172,14 @@ def test_1a_counts_cells_and_layers_at_each_reading():
     assert worst((cells, layers)) == "not reproduced"
 
 
+def test_a_kernel_shrunk_to_nine_tenths_has_lost_a_tenth():
+    """1 − 0.9 is less than 0.1 in floating point."""
+    shrunk = points_of(lambda seed, layer, k: 1 - 0.9)
+    assert (shrunk["lambda_star"] < 0.1).all()
+    assert tests.share_of_curves("shrunk", shrunk, 0.1).values == (1.0,) * 3
+    assert tests.harmless_truncations(shrunk, ASKED["1a"])[0].values == (1.0,) * 3
+
+
 def test_1b_needs_the_difference_and_the_sign_in_both_other_widths():
     rising = points_of(lambda seed, layer, k: 0.02 * layer + 0.001 * seed * layer)
     flat, falling = points_of(lambda seed, layer, k: 0.05), points_of(lambda seed, layer, k: 0.05 - 0.01 * layer)

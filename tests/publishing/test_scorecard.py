@@ -166,6 +166,14 @@ def test_a_network_that_is_not_accurate_enough_leaves_numbers_and_no_verdict(car
     assert found["1a"].parts == own["1a"].parts and "reduced" in module.label(found["1a"])
 
 
+def test_of_the_vanilla_network_the_seeds_count_that_were_agreed_on(monkeypatch):
+    """A sixth network, good or bad, changes nothing: it would be one more chance for another verdict."""
+    cards = evidence.published_networks()
+    (first,) = [card for card in cards if (card["model"], card["dataset"], card["seed"]) == ("vanilla", "cifar10", 0)]
+    monkeypatch.setattr(evidence, "published_networks", lambda: [*cards, first | {"seed": 5, "test_accuracy": 0.5}])
+    assert list(Pair("vanilla", "cifar10").accuracies) == [0, 1, 2, 3, 4]
+
+
 def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
     for claim, thresholds in AROUND.items():
         for name, values in thresholds.items():
@@ -268,6 +276,11 @@ def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, mo
     names = [part.name for part in module._beside(asked["3"], pair, module._Finder())]
     assert names == ["truncated − matched noise after the same epochs", "free, after 1 epoch", "free, after 5 epochs",
                      "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
+    runs = retraining_of(5)
+    tables["retraining"] = (runs[runs["arm"] != "scratch"], ["retraining.csv"])
+    without = Pair("vanilla", "cifar10")
+    assert judge(asked["4"], without).verdict == "reproduced", "a fresh network stands beside, and decides nothing"
+    assert "the same from scratch" not in [part.name for part in module._beside(asked["4"], without, module._Finder())]
     tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
     short = judge(asked["3"], Pair("vanilla", "cifar10"))
     assert short.verdict == "not tested" and "after 3 epochs" in short.reason and "tnlib measure retraining" in short.reason

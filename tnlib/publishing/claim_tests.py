@@ -14,7 +14,13 @@ from ..experiments.statistics import kendall
 from .claims import Part, share_part
 
 SHALLOW, DEEP = "conv2", "conv4"  # claim 1b's layers 2 and 4 of the vanilla network
+ROUNDING = 1e-9  # a kernel shrunk to 0.9 has λ = 1 − 0.9 = 0.09999999999999998
 OF_THE_FUNCTION = ("balanced", "folded")  # gauges that follow from the network's function: a network has one of them
+
+
+def reached(lambda_star, loss: float):
+    """Whether λ* is at least `loss`, element by element."""
+    return lambda_star >= loss - ROUNDING
 
 
 def harmless_truncations(points: pd.DataFrame, thresholds: dict, reading: str = "lambda") -> tuple[Part, ...]:
@@ -22,19 +28,19 @@ def harmless_truncations(points: pd.DataFrame, thresholds: dict, reading: str = 
 
     `points`: `one_points` by seed, layer and cut. `reading`: of the threshold, as in `as_norm_loss`.
     """
-    reached = points["lambda_star"] >= as_norm_loss(thresholds["lambda_star"], reading)
-    cuts = reached.groupby([points["seed"], points["layer"]]).sum()
+    enough = reached(points["lambda_star"], as_norm_loss(thresholds["lambda_star"], reading))
+    cuts = enough.groupby([points["seed"], points["layer"]]).sum()
     layers = (cuts >= thresholds["cuts_per_layer"]).groupby(level="seed").mean()
     return (share_part(f"cells with λ* of at least {as_norm_loss(thresholds['lambda_star'], reading):.2g}",
-                   thresholds["share_of_cells"], reached.groupby(points["seed"]).mean(), len(points)),
+                   thresholds["share_of_cells"], enough.groupby(points["seed"]).mean(), len(points)),
             share_part(f"layers with at least {thresholds['cuts_per_layer']} such cuts",
                    thresholds["share_of_layers"], layers, len(cuts)))
 
 
 def share_of_curves(name: str, points: pd.DataFrame, loss: float) -> Part:
     """A control of claim 1a: the share of curves whose λ* reaches `loss`, for each network (all its draws together)."""
-    reached = points["lambda_star"] >= loss
-    return Part(name, tuple(reached.groupby(points["seed"]).mean()), "share", comparisons=len(points))
+    enough = reached(points["lambda_star"], loss)
+    return Part(name, tuple(enough.groupby(points["seed"]).mean()), "share", comparisons=len(points))
 
 
 def depth_differences(points: pd.DataFrame) -> pd.Series:
@@ -84,7 +90,7 @@ def correlation_compression(ratios, deficits, without_decay, thresholds: dict) -
     gauge, or with batch norm in the folded one, at cuts of a large enough rank are taken. A table may be None: its part is left out.
     """
     parts = []
-    if ratios is not None:
+    if ratios is not None and len(ratios):
         means = np.exp(np.log(ratios["ratio"]).groupby(ratios["seed"]).mean())
         parts.append(Part("(i) ε* of truncations over ε* of matched noise", tuple(means), "ratio", thresholds["ratio"],
                           thresholds["refuted_if_upper_bound_at_most"], len(ratios)))
@@ -145,14 +151,14 @@ def _barrier(path: pd.DataFrame) -> float:
     return barrier(path["position"], path["accuracy"])
 
 
-def minima(runs: pd.DataFrame, paths: pd.DataFrame, arm: str = "free") -> pd.DataFrame:
-    """What claim 4 compares with the continued run, by (seed, cut, strength).
+def minima(runs: pd.DataFrame, paths: pd.DataFrame) -> pd.DataFrame:
+    """What claim 4 compares with the continued run, of the freely re-trained networks, by (seed, cut, strength).
 
     `ratio` of the last training losses, `difference` of the last test losses, `barrier` on the path between them and
     `reference` on that between two continued runs, both in points.
     """
     last = runs["epoch"].max()
-    ours, continued = arm_at(runs, arm, last), arm_at(runs, "continued", last)
+    ours, continued = arm_at(runs, "free", last), arm_at(runs, "continued", last)
     found = pd.DataFrame({"ratio": ours["train_loss"].div(continued["train_loss"], level="seed"),
                           "difference": ours["loss"].sub(continued["loss"], level="seed")})
     own = {key: _barrier(path) for key, path in paths[paths["arm"] == "free"].groupby(["seed", "cut", "strength"])}

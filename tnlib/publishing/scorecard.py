@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..experiments.statistics import Interval, percentile_interval
 from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_in_blocks, deeper_layers, deficit_in,
-                          harmless_truncations, minima, recovered, same_minimum, share_of_curves, specificity)
+                          harmless_truncations, minima, reached, recovered, same_minimum, share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
                      least_accuracy, number_text, overall, read_claims, reason_of, worst)
 from .evidence import Incomplete, Pair
@@ -55,7 +55,7 @@ class _Finder:
 
 
 def _parts(claim: dict, pair: Pair, thresholds: dict, reading: str, find: _Finder):
-    """(what decides, what stands beside) of one claim on a pair, as far as its tables are there."""
+    """What decides one claim on a pair, as far as its tables are there."""
     match claim["id"]:
         case "1a":
             points = find(pair.points)
@@ -126,7 +126,7 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
                        Part("test loss minus the continued one's", _by_seed(found["difference"]), "difference", **cases),
                        Part("barrier, points", _by_seed(found["barrier"]), "points", **cases),
                        Part("barrier between two continued networks, points", _by_seed(found["reference"]), "points")]
-    return tuple(beside)
+    return tuple(part for part in beside if part.values)  # a run that stands beside may not be measured yet
 
 
 def _by_seed(column):
@@ -283,9 +283,9 @@ def _bootstrapped(verdict, pair, claims):
     match verdict.claim, kinds:
         case "1a", ["share", *_]:
             stars, layers = pair.stars_drawn
-            reached = stars >= asked["lambda_star"]
-            enough = [reached[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
-            drawn = [reached.mean((1, 2)), np.mean(enough, axis=(0, 2))]
+            fine = reached(stars, asked["lambda_star"])
+            enough = [fine[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
+            drawn = [fine.mean((1, 2)), np.mean(enough, axis=(0, 2))]
         case "1b", ["difference", *_]:
             stars, layers = pair.stars_drawn
             drawn = [(stars[..., layers == DEEP].mean(-1) - stars[..., layers == SHALLOW].mean(-1)).mean(1)]
