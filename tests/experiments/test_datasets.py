@@ -183,6 +183,7 @@ BAD = {
     "one-hot": (dict(test_images=I, test_labels=np.eye(10, dtype=int)[L]), TypeError, r"got int64 \(20, 10\)"),
     "float-labels": (dict(test_images=I, test_labels=L / 1), TypeError, r"must be integers.*got float64"),
     "negative": (dict(test_images=I, test_labels=L - 1), ValueError, "test_labels must not be negative, got -1"),
+    "no-names": (dict(test_images=I, test_labels=L, classes=5), TypeError, "classes must hold a name for each class, got 5"),
     "no-name": (dict(test_images=I, test_labels=L, classes="abcdefghi"), ValueError, "label 9 has no name: .* holds 9"),
     "no-name-in-train": (dict(test_images=I, test_labels=L, train_images=I, train_labels=L + 1, classes=range(10)),
                          ValueError, "label 10 has no name"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from tnlib.experiments.drops import (as_norm_loss, barrier, counts, discarded_weight, harmless, harmless_error_ratios,
+from tnlib.experiments.drops import (as_norm_loss, barrier, counts, harmless, harmless_error_ratios,
                                      norm_loss, one_point, one_points, pack_difference, score_interval,
                                      unpack_difference, upper_bound)
 
@@ -218,8 +218,8 @@ def test_impossible_levels_are_refused():
 
 def test_losses_stand_beside_each_other_as_the_claims_say():
     for loss, error in ((0.05, 0.31), (0.10, 0.44), (0.20, 0.60)):
-        assert round(math.sqrt(discarded_weight(1 - loss)), 2) == error
-        assert as_norm_loss(math.sqrt(discarded_weight(1 - loss)), "epsilon") == pytest.approx(loss)
+        assert round(math.sqrt(1 - (1 - loss)**2), 2) == error
+        assert as_norm_loss(math.sqrt(1 - (1 - loss)**2), "epsilon") == pytest.approx(loss)
     assert round(float(as_norm_loss(0.10, "w")), 3) == 0.051 and round(float(as_norm_loss(0.10, "epsilon")), 3) == 0.005
     assert as_norm_loss([0.1, 0.2], "lambda").tolist() == [0.1, 0.2]
     np.testing.assert_allclose(norm_loss(pd.Series([1.0, 0.9])), [0, 0.1])
@@ -281,7 +281,7 @@ def test_epsilon_star_lies_in_its_bracket(steps, norms):
     found = one_point(RANKS, MAX_RANK, nu, np.sqrt(1 - nu**2), steps)
     assert found.epsilon_reached <= found.epsilon_star
     assert found.censored == "above" or found.epsilon_star <= found.epsilon_next
-    assert found.epsilon_reached**2 == pytest.approx(discarded_weight(1 - found.lambda_star))
+    assert found.epsilon_reached**2 == pytest.approx(1 - (1 - found.lambda_star)**2)
 
 
 def test_a_shrink_has_no_ranks():

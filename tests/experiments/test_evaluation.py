@@ -103,7 +103,7 @@ def test_evaluation_is_in_eval_mode_and_leaves_every_layers_mode(training):
 
 def test_modes_are_restored_after_an_error():
     model = Noisy().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError):
         evaluate(model, dataset(side=8))
     assert model.training and model.dropout.training
 
@@ -166,13 +166,16 @@ BAD = {
     "empty-split": (lambda: evaluate(network(), dataset(train=9), split="validation"), "has no validation images"),
     "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(50, 4\) .*at least 5 classes"),
     "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(50, 5, 16, 16\) for a batch of 50"),
+    "no-module": (lambda: evaluate("vanilla", dataset()), "model must be a torch.nn.Module, got str"),
+    "other-channels": (lambda: evaluate(nn.Conv2d(1, 5, 1), dataset()),
+                       r"Conv2d does not take images of shape \(16, 16, 3\) \(\(3, 16, 16\) after preprocess\): Given groups=1"),
     "other-length": (lambda: evaluate(nn.Flatten(0, 2), dataset()), r"it must be \(N, classes\)"),
 }
 
 
 @pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)
 def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
 
 

@@ -1,5 +1,6 @@
 """Re-training: how far a case truncates, what its arms start from and may become, and runs that are resumed."""
 
+import dataclasses
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_rank_kept
+from tnlib.experiments.store import StoreError
 from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
 from tnlib.experiments.strengths import with_kernels
 from tnlib.experiments.tables import bits_path, read_spectra, read_table
@@ -201,6 +203,10 @@ def test_ends_that_are_damaged_or_of_other_weights_are_refused(plan, small, tmp_
         with pytest.raises(ValueError, match=f"free.safetensors .*{words}"):
             list(Paths(plan).run(OUT, "free"))
     path.write_bytes(content)
+    faster = Retraining("vanilla", plan.model, small, 0, epochs=2, cases=(OUT,), evaluated=40)
+    faster.recipe = dataclasses.replace(plan.recipe, peak_lr=0.05)
+    with pytest.raises(ValueError, match="is where a run ended that was made in another way"):
+        faster.read_last_weights(OUT, "free")
     other = Retraining("vanilla", plan.model, small, 0, epochs=2, cases=(OUT,), evaluated=40)
     card = find_weights("vanilla", "small").with_suffix(".json")
     write_json(card, read_card(card) | {"sha256": "0" * 64})
@@ -243,10 +249,13 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     partial = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
     assert len(read_table(partial)) == 9 and set(read_table(partial)["arm"]) == {"continued", "reordered", "scratch"}
     assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
+    with monkeypatch.context() as elsewhere, pytest.raises(StoreError, match='"training_precision": "bfloat16"'):
+        elsewhere.setattr(measurements, "training_precision", lambda recipe: "bfloat16")
+        measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
-    assert "missing" not in read_card(again) and "float" in read_card(again)["calls"][0]["training_precision"]
+    assert "missing" not in read_card(again) and "float" in read_card(again)["training_precision"]
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
     calls.clear()
     with pytest.raises(KeyboardInterrupt):

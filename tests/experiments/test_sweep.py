@@ -308,6 +308,7 @@ BAD = {
     "array": (bad([({}, {"conv1": KERNEL.numpy()})]), "got ndarray"),
     "no kernels": (bad([({}, None)]), r"each of replacements must be \(labels, \{layer: kernel\}\)"),
     "empty": (bad([]), "replacements is empty"),
+    "a number": (bad(4), r"replacements must give \(labels, \{layer: kernel\}\) one after another, got 4"),
     "empty iterator": (bad(iter([])), "replacements is empty"),
     "no convolutions": (bad(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))), "Sequential has no Conv2d layers"),
     "size": (bad(dataset=LARGE), r"Vanilla does not take images of shape \(48, 48, 3\)"),

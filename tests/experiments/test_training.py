@@ -379,7 +379,23 @@ def test_a_data_set_may_have_a_recipe_of_its_own(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "tiny-yours-s0.json").read_text())["recipe"] == as_read(RECIPE)
 
 
+def test_a_channel_of_one_value_is_no_reason_to_diverge(tmp_path):
+    data = dataset()
+    for images in (data.train_images, data.validation_images, data.test_images):
+        images[..., 2] = 137
+    train("tiny", data, folder=tmp_path, device="cpu", progress=False)
+    card = json.loads((tmp_path / f"{STEM}.json").read_text())
+    assert all(np.isfinite(row["train_loss"]) for row in card["history"])
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------------
+
+def test_weights_of_other_images_are_not_replaced(tmp_path):
+    before, _ = run(tmp_path)
+    with pytest.raises(ValueError, match="Dataset.'mine'.* is not the data set that tiny-mine-s0 was trained on"):
+        run(tmp_path, dataset(seed=1))
+    assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before and run(tmp_path)[0] == before
+
 
 BAD = {
     "network": (lambda folder: train("tinny", "shapes", folder=folder), "unknown network 'tinny'"),

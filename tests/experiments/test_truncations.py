@@ -120,6 +120,8 @@ BAD = {
     "no layers": ({"layers": []}, "layers is empty"),
     "unknown cut": ({"cuts": ["OUT,HK"]}, "unknown cut 'OUT,HK'"),
     "no cuts": ({"cuts": []}, "cuts is empty"),
+    "cuts None": ({"cuts": None}, "cuts must hold cuts or their names, got None"),
+    "a number of layers": ({"layers": 5}, "layers must hold names of layers, or None for all, got 5"),
     "no ranks": ({"ranks": []}, "ranks is empty"),
     "rank 0": ({"ranks": [0]}, "ranks takes whole numbers from 1 and fractions strictly between 0 and 1, got 0"),
     "1.0": ({"ranks": [1.0]}, "got 1.0"),
@@ -135,7 +137,7 @@ BAD = {
 
 @pytest.mark.parametrize("arguments, message", BAD.values(), ids=BAD)
 def test_bad_input(model, dataset, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         truncation_sweep(model, dataset, **arguments)
 
 

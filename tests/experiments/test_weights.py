@@ -85,6 +85,11 @@ def test_seeds_are_numbers_of_the_published_networks_else_of_your_own(folders):
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
+def test_what_is_no_name_of_a_data_set_is_refused():
+    with pytest.raises(TypeError, match="dataset must be a data set's name or the path of an .npz file, got 5"):
+        load_model("vanilla", 5)
+
+
 @pytest.mark.parametrize("where", [0, 8, 200, 0.5, -1], ids=["length", "header", "header-200", "middle", "last"])
 def test_one_other_byte_is_one_clear_error(folders, where):
     path = save(folders[0])

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tnlib.experiments import tables, weights
+from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.networks import NETWORKS, network
 from tnlib.experiments.store import StoreError
 from tnlib.experiments.tables import find_table, read_table
@@ -100,6 +101,32 @@ def test_the_profile_full_measures_every_network_anew_and_reads_nothing_publishe
     assert asked == [("shrink", "vanilla", "cifar10", seed) for seed in seeds]
     assert len(found) == len(seeds) * len(read_table(published))
     assert {path.parent for path in results.section.read["shrink"]} == {tmp_path / "results"}
+
+
+def test_with_one_own_table_there_nothing_is_measured_to_say_so(monkeypatch, tmp_path):
+    published = find_table("shrink", "vanilla", "cifar10", 0)
+    (tmp_path / "results").mkdir()
+    for suffix in (".csv", ".json"):
+        shutil.copy(published.with_suffix(suffix), (tmp_path / "results" / published.name).with_suffix(suffix))
+    monkeypatch.setattr(results, "measure_table", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(results, "section", OpenSection(values={"profile": "full", "model": "vanilla"}))
+    assert available("shrink", "vanilla", ["cifar10", "cifar100"]) == ["cifar10"]
+
+
+def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monkeypatch, tmp_path):
+    """Weights and tables are found by the file's name; what they are about are its images."""
+    images, labels = np.random.RandomState(0).randint(0, 256, (2, 40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10
+    for folder, own in zip(("a", "b"), images):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "mine.npz", test_images=own, test_labels=labels)
+    card = read_card(find_weights("vanilla", "shapes"))
+    weights.save_weights(weights.load_model("vanilla", "shapes"), tmp_path / "vanilla-mine-s0.safetensors",
+                         card | {"dataset": "mine", "core_fingerprint": load_dataset(tmp_path / "a" / "mine.npz").core_fingerprint})
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path,))
+    assert len(results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))) == 1
+    with pytest.raises(ValueError, match="is not the data set that vanilla-mine-s0 was trained on"):
+        results.results("networks", "vanilla", str(tmp_path / "b" / "mine.npz"))
 
 
 def test_of_two_pages_that_need_one_table_one_measures_it(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ COLUMNS = {
     "model": ("string", "name of the network"),
     "dataset": ("string", "name of the data set on which it was trained and evaluated"),
     "seed": ("integer", "the training run"),
-    "split": ("string", "images of the row: test, or validation (held out of training)"),
+    "split": ("string", "images of the row: test, validation (held out of training) or train"),
     "layers": ("string", "which layers are truncated together: all, or all but the first"),
     "layer": ("string", "the layer whose kernel is replaced, as in named_modules()"),
     "cut": ("string", "the cut, named by the modes of its rows"),

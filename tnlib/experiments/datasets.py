@@ -6,6 +6,7 @@ The way of the data begins here. `Dataset` holds the arrays; `load_dataset` find
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -64,6 +65,8 @@ class Dataset:
                              f"test images {test_images.shape[1:]}: they must agree")
         highest = int(max(train_labels.max(initial=0), test_labels.max()))
         self.name = name
+        if classes is not None and not isinstance(classes, Iterable):
+            raise TypeError(f"classes must hold a name for each class, got {classes!r}")
         self.classes = [str(name) for name in classes] if classes is not None else [str(k) for k in range(highest + 1)]
         if highest >= len(self.classes):
             raise ValueError(f"label {highest} has no name: classes holds {len(self.classes)}")

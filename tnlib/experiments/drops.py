@@ -171,13 +171,10 @@ def norm_loss(norm_kept):
     return 1 - np.asarray(norm_kept)
 
 
-def discarded_weight(norm_kept):
-    """w = 1 − ν², the truncation error of the tensor-network field; equal to ε² for truncations by SVD."""
-    return 1 - np.square(norm_kept)
-
-
 def as_norm_loss(loss, reading: str):
     """The λ at which a truncation's `loss`, read as "lambda", "w" or "epsilon", is reached: ν² = 1 − w = 1 − ε².
+
+    w, the discarded weight, is the truncation error of the tensor-network field.
 
     10 % read as w is λ 0.051, read as ε it is λ 0.005. Raises `ValueError` for another reading, or loss outside [0, 1].
     """

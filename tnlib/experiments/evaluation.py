@@ -102,13 +102,24 @@ def check_logits(logits, target) -> None:
                          f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
 
 
+def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
+    """What `model` answers to `inputs`, made of images of `shape`. Raises `ValueError` when it does not take them."""
+    try:
+        return model(inputs)
+    except Exception as error:  # whatever the model's own code raises
+        raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(shape)} ({tuple(inputs.shape[1:])} after "
+                         f"preprocess): {error}") from None
+
+
 def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: int = 1000) -> Evaluation:
     """Evaluate `model` on the images of one split: "test" (the default), "validation" or "train".
 
     `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
-    The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, and for logits
-    that are not (N, classes).
+    The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, a model that does not
+    take the images, and logits that are not (N, classes), and `TypeError` for anything but a module.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     images, labels = split_arrays(dataset, split)
     preprocess = preprocess or to_unit_floats
     parameter = next(model.parameters(), torch.empty(0))
@@ -117,7 +128,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
             target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
-            logits = model(preprocess(batch).to(parameter.device))
+            logits = logits_of(model, preprocess(batch).to(parameter.device), images.shape[1:])
             check_logits(logits, target)
             correct.append((logits.argmax(1) == target).cpu().numpy())
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()

@@ -24,7 +24,7 @@ from .sweep import sweep
 from .tables import UNTRUNCATED, write_table
 from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
-from .weights import find_weights, load_model, read_card, stem
+from .weights import check_trained_on, find_weights, load_model, read_card, stem
 
 
 def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, folder=None, executor=None,
@@ -42,10 +42,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     dataset = as_trained_on(dataset, network_called(model))
     network = load_model(model, dataset.name, seed)
     card = read_card(find_weights(model, dataset.name, seed))
-    if card.get("core_fingerprint") != dataset.core_fingerprint:
-        raise ValueError(f"{dataset!r} is not the data set that {stem(model, dataset.name, seed)} was trained on (its core "
-                         f"fingerprint is {dataset.core_fingerprint[:16]}…, that of the card is "
-                         f"{str(card.get('core_fingerprint'))[:16]}…): give it another name, or train again")
+    check_trained_on(dataset, card)
     subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
     if entry.runs:
         subject = subject.for_runs()
@@ -61,12 +58,14 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["quick"] = {"images": entry.images}
     if subject.reduced and not entry.runs:
         identity["reduced"] = True  # fewer cells than on a machine with a GPU, and fewer images
+    if entry.runs and isinstance(plan := entry.runs(subject), Retraining):
+        identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
     store = Store(RUNS / "results" / f"{name}.sqlite", identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     if missing:
-        call, begun = store.begin({"started": now(), **_circumstances(entry, subject, executor)}), time.perf_counter()
+        call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
         try:
             with store.adding() as add:
                 for together in results:
@@ -81,14 +80,13 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     return write_table(entry, store, path, identity, dataset)
 
 
-def _circumstances(entry, subject, executor) -> dict:
-    """What a card says of the machine, and of the arithmetic of training. An executor's workers have one thread each; they
-    sweep on the CPU, and train on what there is."""
-    trains = entry.runs and isinstance(entry.runs(subject), Retraining)
+def _circumstances(entry, executor) -> dict:
+    """What a card says of the machine. An executor's workers have one thread each; they sweep on the CPU, and train on what
+    there is."""
     about = provenance(default_device() if executor is None or entry.runs else "cpu")
     if executor is not None:
         about |= {"threads": 1, "workers": getattr(executor, "_max_workers", None)}
-    return ({"training_precision": training_precision(entry.runs(subject).recipe)} if trains else {}) | about
+    return about
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Callable
 
@@ -98,11 +99,12 @@ def chosen_fractions(fractions, name: str = "fractions") -> list[float]:
 
 
 def chosen_layers(model, layers=None) -> dict[str, torch.Tensor]:
-    """Name → kernel of the model's convolutions, or of those in `layers`; `ValueError` for others and for none."""
+    """Name → kernel of the model's convolutions, or of those in `layers`; `ValueError` for others and for none, `TypeError`
+    for what is no collection."""
     kernels = conv_kernels(model)
     if layers is None:
         return kernels
-    layers = [layers] if isinstance(layers, str) else list(layers)
+    layers = [layers] if isinstance(layers, str) else _several("layers", layers, "names of layers, or None for all")
     if not layers:
         raise ValueError("layers is empty: name at least one, or give None for all")
     for layer in layers:
@@ -111,9 +113,17 @@ def chosen_layers(model, layers=None) -> dict[str, torch.Tensor]:
     return {layer: kernels[layer] for layer in layers}
 
 
+def _several(name, values, takes) -> list:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must hold {takes}, got {values!r}")
+    return list(values)
+
+
 def chosen_cuts(cuts) -> list[Cut]:
-    """The cuts of `cuts`, which holds `Cut`s or their names; `ValueError` for others and for none."""
-    cuts = [Cut.parse(cut) for cut in ([cuts] if isinstance(cuts, (str, Cut)) else cuts)]
+    """The cuts of `cuts`, which holds `Cut`s or their names; `ValueError` for others and for none, `TypeError` for what is
+    no collection."""
+    several = [cuts] if isinstance(cuts, (str, Cut)) else _several("cuts", cuts, "cuts or their names")
+    cuts = [Cut.parse(cut) for cut in several]
     if not cuts:
         raise ValueError(f"cuts is empty: it takes some of {', '.join(repr(cut.name) for cut in CUTS)}")
     return cuts

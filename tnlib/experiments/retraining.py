@@ -5,6 +5,7 @@ All arms are trained for the same steps, on the same batches, at the same learni
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements
 from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to, with_kernels
-from .training import Training, augmented
+from .training import Training, augmented, training_precision
 from .weights import digest, find_weights, read_card, stem
 
 # A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
@@ -202,13 +203,16 @@ class Retraining:
 
     def _keep(self, module, case, arm):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-        header = {"from": self._card["sha256"]}
+        header = {"from": self._card["sha256"], "made": self._made()}
         with atomic_path(self.last_weights(case, arm)) as temporary:
             save_file(tensors, temporary, metadata=header | {"sha256": digest(header, tensors)})
 
+    def _made(self) -> str:
+        return json.dumps(self.parameters() | {"precision": training_precision(self.recipe)}, sort_keys=True)
+
     def read_last_weights(self, case: Case | None, arm: str) -> dict[str, torch.Tensor]:
         """What `last_weights` holds. Raises `FileNotFoundError` where it is not there, and `ValueError` where it is damaged
-        or the run began in other weights than these."""
+        or the run began in other weights than these, or was made in another way."""
         path = self.last_weights(case, arm)
         again = (f"move {stem(self.name, self.dataset.name, self.seed)}'s retraining .sqlite out of {path.parents[1] / 'results'}, "
                  "if there is one, and measure retraining of this network on this machine")
@@ -223,6 +227,9 @@ class Retraining:
             raise ValueError(f"{path} cannot be read (its sha256 is another); {again}")
         if header.get("from") != self._card["sha256"]:
             raise ValueError(f"{path} is where a run ended that began in other weights than {self._card['sha256'][:16]}…; {again}")
+        if header.get("made") != self._made():
+            raise ValueError(f"{path} is where a run ended that was made in another way (recipe, seeds or precision) than this "
+                             f"one would be; {again}")
         return tensors
 
 

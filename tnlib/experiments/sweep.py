@@ -15,6 +15,7 @@ import copy
 import itertools
 import pickle
 from collections import Counter, deque
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from ..tensors.factors import KernelFactors
-from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, split_arrays, to_unit_floats
+from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, split_arrays, to_unit_floats
 from .graph import CALLS, Network, alike, traced
 from .growing import continues
 from .networks import conv_kernels
@@ -155,11 +156,7 @@ def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     parameter = next(model.parameters())
     probe = preprocess(torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device)).to(parameter.device)
     with CALLS.as_they_are(), eval_mode(model):
-        try:
-            logits, alone = model(probe), model(probe[:1])
-        except Exception as error:  # whatever the model's own code raises
-            raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(pixels.shape[1:])} "
-                             f"({tuple(probe.shape[1:])} after preprocess): {error}") from None
+        logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
     check_logits(logits, torch.from_numpy(np.sort(labels)[-len(probe):]))  # there must be a class for the highest
     if not alike(alone, logits[:1]):
         raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
@@ -183,6 +180,8 @@ def _not_replaceable(model, layers) -> dict[str, str]:
 def _checked(replacements, layers, refused):
     """The cells, of which those of a list are all checked now and others as they come; `refused`: layer → why."""
     check = lambda cell: _checked_cell(cell, layers, refused)
+    if not isinstance(replacements, Iterable):
+        raise TypeError(f"replacements must give (labels, {{layer: kernel}}) one after another, got {replacements!r}")
     known = isinstance(replacements, (list, tuple))
     cells = iter([check(cell) for cell in replacements]) if known else map(check, replacements)
     try:

@@ -19,9 +19,10 @@ from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
-from .weights import as_stored, digest, initial_model, save_weights, stem
+from .weights import as_stored, check_trained_on, digest, initial_model, read_card, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
+
 
 def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, folder=None,
           device=None, progress: bool = True) -> torch.nn.Module:
@@ -31,7 +32,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
     in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
-    are not square, or a checkpoint that is corrupt or of another recipe.
+    are not square, a checkpoint that is corrupt or of another recipe, or a loss that is no longer a number; and where weights
+    of this name are there that were trained on another data set.
     """
     entry = network(model)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -46,6 +48,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
     name = stem(model, dataset.name, seed)
     path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
+    if path.is_file():  # which training anew may replace, but for those of other images
+        check_trained_on(dataset, read_card(path))
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
@@ -209,7 +213,8 @@ def _set_normalization(module, dataset) -> None:
     mean = pixels.sum(0, dtype=np.int64) / len(pixels)
     square = np.stack([np.square(pixels[:, c], dtype=np.int64).sum() for c in range(pixels.shape[1])]) / len(pixels)
     module.normalize.mean.copy_(torch.from_numpy(mean / 255).view(-1, 1, 1))
-    module.normalize.std.copy_(torch.from_numpy(np.sqrt(square - mean ** 2) / 255).view(-1, 1, 1))
+    std = np.sqrt(np.maximum(square - mean ** 2, 0)) / 255
+    module.normalize.std.copy_(torch.from_numpy(np.where(std > 1e-6, std, 1.0)).view(-1, 1, 1))  # of one value: no scale
 
 
 # ---- checkpoints: one safetensors file, the history in its header ------------------------------------------------

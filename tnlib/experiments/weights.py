@@ -16,7 +16,9 @@ FOLDERS = (PUBLISHED / "weights", RUNS / "weights")
 
 
 def stem(model: str, dataset: str, seed: int) -> str:
-    """The name of a weights file without its suffix; `dataset` is a name or the path of an .npz file."""
+    """The name of a weights file without its suffix; `dataset` is a name or the path of an .npz file, else `TypeError`."""
+    if not isinstance(dataset, (str, Path)):
+        raise TypeError(f"dataset must be a data set's name or the path of an .npz file, got {dataset!r}")
     return f"{model}-{Path(dataset).name.removesuffix('.npz')}-s{seed}"
 
 
@@ -94,6 +96,15 @@ def published_networks() -> list[dict]:
     return [read_card(path) for path in sorted((PUBLISHED / "weights").glob("*.safetensors"))]
 
 
+def check_trained_on(dataset, card: dict) -> None:
+    """Raise `ValueError` where a card's network was trained on other images than those of `dataset`, a `Dataset` as it is
+    trained on: all that goes by a data set's name is about the images that once had it."""
+    if card.get("core_fingerprint") != dataset.core_fingerprint:
+        raise ValueError(f"{dataset!r} is not the data set that {card['file'].rpartition('.')[0]} was trained on (its core fingerprint is "
+                         f"{dataset.core_fingerprint[:16]}…, that of the card is {str(card.get('core_fingerprint'))[:16]}…): give it "
+                         "another name, or train again")
+
+
 def initial_model(card: dict) -> torch.nn.Module:
     """The network of a weights card as its training began, but for what its normalisation takes from the data set.
 
@@ -105,10 +116,12 @@ def initial_model(card: dict) -> torch.nn.Module:
 
 
 def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
-    """A trained network in eval mode, on the CPU: `name` on `dataset` ("cifar10", "cifar100", "shapes"), `seed`.
+    """A trained network in eval mode, on the CPU: `name` on `dataset` ("cifar10", "cifar100", "shapes", or the path of an
+    .npz file), `seed`.
 
-    Published weights come first, then your own below runs/. Raises `FileNotFoundError` where there are none and
-    `ValueError` where the file is not the one its card describes.
+    Published weights come first, then your own below runs/. Raises `FileNotFoundError` where there are none,
+    `ValueError` for an unknown network and where the file is not the one its card describes, and `TypeError` for a
+    `dataset` that is neither a name nor a path.
     """
     path = find_weights(name, dataset, seed)
     card = read_card(path)

@@ -21,8 +21,8 @@ from .pictures import check_picture, write_pictures
 from .section import section
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker and a dash go with each, for print in grey.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F")
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
 CUT_STYLES = {
     "KW": {"color": SKY, "marker": "<"}, "KH": {"color": BLUE, "marker": "^"},
     "OUT": {"color": BLACK, "marker": "o"}, "IN": {"color": GREY, "marker": "s"},

@@ -9,13 +9,15 @@ import torch
 from filelock import FileLock
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
+from ..experiments.datasets import load_dataset
 from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
-from ..experiments.networks import conv_kernels
+from ..experiments.networks import conv_kernels, network
 from ..experiments.store import StoreError
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
-from ..experiments.weights import find_weights, initial_model, load_model, read_card, stem, trained_seeds
+from ..experiments.training import as_trained_on
+from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
 from .claims import least_accuracy
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
@@ -64,7 +66,7 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     if not tables and (not measure or section.of_the_book):
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}" + " --publish" * section.of_the_book)
-    if anew or not tables:
+    if measure and anew or not tables:
         tables = [_measured_once(experiment, model, dataset, seed, anew) for seed in (seeds if anew else seeds[:1])]
     return pd.concat(map(read, tables), ignore_index=True)
 
@@ -135,18 +137,25 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
     `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
     are all the published ones is given what is published, and nothing of runs/. Raises `ValueError` for an unknown
-    experiment.
+    experiment, and for an .npz file with other images than those that the networks of its name were trained on.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {experiment!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
     if section.of_the_book and find_weights(model, dataset, trained_seeds(model, dataset)[0]).parent != PUBLISHED / "weights":
         raise FileNotFoundError(f"no published weights of {model} on {dataset}: pages of the book look at no others")
+    if str(dataset).endswith(".npz"):
+        check_trained_on(_as_trained_on(model, dataset), read_card(find_weights(model, dataset, trained_seeds(model, dataset)[0])))
     if (measured := _measured_as(experiment)) in MEASUREMENTS:
         section.ask(f"{measured}-{stem(model, dataset, 0).removesuffix('0')}*.json")
     frame = EXPERIMENTS[experiment](model, dataset, **options)
     of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
     section.note(experiment + of, _files(experiment, model, dataset))
     return frame
+
+
+@cache
+def _as_trained_on(model: str, path: str):
+    return as_trained_on(load_dataset(path), network(model))
 
 
 def _files(experiment: str, model: str, dataset: str) -> list[Path]:
