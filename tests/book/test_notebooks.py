@@ -14,10 +14,12 @@ from scipy import interpolate, optimize, stats
 import tnlib
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS
+from tnlib.experiments.drops import one_points
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.networks import NETWORKS, Recipe
 from tnlib.experiments.weights import published_networks, read_card, trained_seeds
 from tnlib.publishing.building import glued_values
+from tnlib.publishing.results import results
 from tnlib.publishing.section import OUTPUT_VARIABLE
 from tnlib.publishing.running import sections
 
@@ -263,6 +265,20 @@ def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_
     wide = again[again["cut"] != "none"].pivot(index=["cut", "level"], columns="statistics", values="accuracy")
     harmed = wide["stored"] < wide["stored"].max() - 0.1
     assert (wide["re-estimated"] > wide["stored"])[harmed].all() and harmed.sum() > 3
+
+
+def test_what_the_chapter_on_truncations_says_of_single_kernels_of_the_deep_network_holds_for_the_published_table():
+    """The grid begins at a twentieth; in the deeper stages nothing in it does harm; and how much can go with training."""
+    table = read_table(PUBLISHED / "results" / "truncation-resnet50-cifar10-s0.csv")
+    lowest = table.groupby(["layer", "cut"])[["rank", "max_rank"]].min()
+    assert (lowest["rank"] == np.ceil(0.05 * lowest["max_rank"])).all()
+    points = one_points(table, ("layer", "cut"))
+    spatial = points[points["layer"].str.endswith("conv2")]
+    above = (spatial["censored"] == "above").groupby(spatial["layer"].str[:6]).mean()
+    assert above["layer3"] > 0.8 and above["layer4"] > 0.8 and above["layer1"] < 0.3
+    moved = results("initial-overlap", "resnet50", "cifar10").set_index("layer")["overlap"]
+    stars = spatial.groupby("layer")["lambda_star"].mean()
+    assert stars.corr(moved.reindex(stars.index), method="kendall") > 0.3
 
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
