@@ -179,7 +179,7 @@ def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatc
         if cells.asks:  # without the fits
             list(cells.generate(lambda labels: asked.append(labels["layer"])))
         else:
-            asked += [labels["layer"] for labels, _ in cells]
+            asked += [labels["layer"] for labels, _ in cells if labels.get("kind") != "mean"]  # of every layer one cell
     assert list(dict.fromkeys(asked)) == ["conv1", "layer2.0.conv2", "layer4.0.conv2"]
 
 
