@@ -160,7 +160,8 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tup
     """For each layer a network in which its bias is its mean output, and the replacement of its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
-    the training images `images`. All other weights are the model's own, not copies. Labels: `layer, cut` ("none")`, rank` (0) and the rest as of a truncation.
+    the training images `images`. All other weights are the model's own, not copies. Labels: `layer, cut` ("none")`, rank`
+    (0) and the rest as of a truncation.
     """
     means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess or to_unit_floats), []
     for layer, kernel in chosen_layers(model).items():
