@@ -19,6 +19,7 @@ from tnlib.experiments.retraining import Paths, Retraining
 from tnlib.experiments.tables import read_answers, read_table
 from tnlib.experiments.training import augmented
 from tnlib.experiments.weights import read_card
+from tnlib.tensors.cuts import distinct_cuts
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 BLOCKS = {"stem": "s1", "blocks": (1, 1, 1, 1), "width": 8, "image_size": 16}
@@ -116,7 +117,7 @@ def test_truncated_networks_answer_with_either_statistics(model, data):
 def deep(model, data, tmp_path, monkeypatch):
     """`model` as if it were deep, with weights and results in tmp_path."""
     monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
-    monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    monkeypatch.setattr(catalogue, "DEEP_IMAGES", 30)
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
     monkeypatch.setattr(measurements, "RUNS", tmp_path)
     weights.save_weights(model, tmp_path / "weights" / "resnet50-small-s0.safetensors", {
@@ -126,7 +127,7 @@ def deep(model, data, tmp_path, monkeypatch):
 
 
 def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
-    monkeypatch.setattr(catalogue, "REDUCED_RANKS", (0.5,))
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
     table = read_table(path := measurements.measure("truncation", "resnet50", deep, progress=False))
     assert read_card(path)["reduced"] is True and read_card(path)["test_images"]["number"] == 30
     assert (table["images"] == 30).all() and set(table["split"]) == {"test"}
@@ -160,6 +161,20 @@ def test_noise_and_shrink_are_of_the_same_layers(deep, model):
     layers = {name: {labels["layer"] for labels, _ in cells[name]} for name in ("truncation", "shrink")}
     assert layers["truncation"] == layers["shrink"]
     assert len(cells["noise"]) == len(cells["truncation"])
+
+
+def test_with_a_gpu_every_kernel_of_a_deep_network_is_truncated_at_every_cut(deep, model):
+    subject, kernels = Subject("resnet50", model, deep, 0), conv_kernels(model)
+    truncated, noise, shrunk = ([labels for labels, _ in EXPERIMENTS[name].parts(subject, weighed=False)[0][1]]
+                                for name in ("truncation", "noise", "shrink"))
+    ranks = {(layer, cut.name): {max(1, int(np.ceil(fraction * cut.max_rank(kernel.shape) - 1e-9)))
+                                 for fraction in (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)} - {cut.max_rank(kernel.shape)}
+             for layer, kernel in kernels.items() for cut in distinct_cuts(kernel.shape)}
+    assert sorted((labels["layer"], labels["cut"], labels["rank"]) for labels in truncated) == sorted(
+        (*place, rank) for place, of_place in ranks.items() for rank in of_place)
+    spatial = {layer for layer, kernel in kernels.items() if kernel.shape[2:].numel() > 1}
+    assert {labels["layer"] for labels in noise} == {labels["layer"] for labels in shrunk} == spatial
+    assert len(noise) == sum(labels["layer"] in spatial for labels in truncated)
 
 
 def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monkeypatch):

@@ -31,9 +31,9 @@ CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
 MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
-# What is measured of such a network where there is no GPU: hours instead of days.
-REDUCED_IMAGES, REDUCED_CUTS = 5000, ("OUT", "OUT,KW", "OUT,IN")
-REDUCED_RANKS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
+# Such a network is truncated to these fractions of the largest rank, and evaluated on so many images: minutes on a GPU.
+DEEP_RANKS, DEEP_IMAGES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9), 5000
+REDUCED_CUTS = ("OUT", "OUT,KW", "OUT,IN")  # where there is no GPU: hours instead of days
 REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 0.4, 0.6, 0.8)
 
 
@@ -41,7 +41,7 @@ REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 
 class Subject:
     """What an experiment is made on: the network, called `.name`, its data set and its seed.
 
-    `.reduced`: whether fewer cells are measured, on fewer images, because there is no GPU; see `too_large`.
+    `.reduced`: whether fewer cells are measured because there is no GPU; see `too_large`.
     """
 
     name: str
@@ -100,12 +100,9 @@ class Subject:
         return replace(self, dataset=few)
 
     def moments(self, layers=None) -> dict[str, torch.Tensor]:
-        """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one; on the CPU, where
-        kernels are replaced."""
+        """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one."""
         whole = [layer for layer in layers or conv_kernels(self.model) if self.model.get_submodule(layer).groups == 1]
-        found = {} if not whole else patch_moments(on_default_device(self.model), self.dataset, images=self.train_images,
-                                                   layers=whole)
-        return {layer: moment.cpu() for layer, moment in found.items()}
+        return {} if not whole else patch_moments(self.model, self.dataset, images=self.train_images, layers=whole)
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,11 @@ class Experiment:
     train_images: bool = False
 
     def on(self, subject: Subject) -> "Experiment":
-        """This experiment as it is made on `subject`: in a reduced form and for trying on the first split only, and on fewer
+        """This experiment as it is made on `subject`: on a deep network and for trying on the first split only, and on fewer
         images."""
-        if subject.reduced and not self.runs:
-            return replace(self, splits=self.splits[:1], images=REDUCED_IMAGES)
-        if not subject.quick:
-            return self
-        return replace(self, splits=self.splits[:1], images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
+        if subject.quick:
+            return replace(self, splits=self.splits[:1], images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
+        return replace(self, splits=self.splits[:1], images=DEEP_IMAGES) if subject.deep and not self.runs else self
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
@@ -166,14 +161,15 @@ class Experiment:
         return balanced_indices(dataset, split, self.images)
 
 
-def on_default_device(model: torch.nn.Module) -> torch.nn.Module:
-    """`model`, or a copy on the GPU where there is one."""
-    return model if default_device().type == "cpu" else copy.deepcopy(model).to(default_device())
-
-
 def is_deep(model: torch.nn.Module) -> bool:
     """Whether a network has so many convolutions that not all of them can be fitted."""
     return len(conv_kernels(model)) >= MANY_LAYERS
+
+
+def rank_fractions(model: torch.nn.Module) -> tuple[float, ...] | None:
+    """The fractions of the largest rank to which a network's kernels are truncated one at a time, by an amendment to the
+    claims; None: the ranks of `rank_grid`."""
+    return DEEP_RANKS if is_deep(model) else None
 
 
 def listed_cases(model: torch.nn.Module) -> tuple[Case, ...]:
@@ -187,17 +183,26 @@ def too_large(model: torch.nn.Module, dataset: Dataset) -> bool:
     return is_deep(model) and dataset.name != "shapes" and default_device().type == "cpu"
 
 
-def _truncations(its: Subject) -> Replacements:
+def _truncations(its: Subject, layers=None) -> Replacements:
     if not its.reduced:
-        return cut_truncations(its.model)
+        return cut_truncations(its.model, layers, ranks=rank_fractions(its.model))
     spatial, pointwise = its.layers
-    return joined([cut_truncations(its.model, layers, cuts, REDUCED_RANKS)
+    return joined([cut_truncations(its.model, layers, cuts, DEEP_RANKS)
                    for layers, cuts in ((spatial, REDUCED_CUTS), (pointwise, ["OUT"])) if layers])
 
 
+def _beside(its: Subject) -> list[str] | None:
+    """The layers at which noise and shrinking stand beside truncations (None: all): of a deep network those of a reduced
+    sweep or, where all is truncated, those whose kernels are larger than 1×1."""
+    if not its.deep:
+        return None
+    spatial, pointwise = its.layers
+    return spatial + pointwise * its.reduced
+
+
 def _joint(its: Subject):
-    if its.reduced:
-        return joined([labelled(joint_truncations(its.model, REESTIMATED_CUTS, common, REDUCED_RANKS), layers="all")
+    if its.deep and not its.quick:
+        return joined([labelled(joint_truncations(its.model, REESTIMATED_CUTS, common, DEEP_RANKS), layers="all")
                        for common in ("fraction", "error")])
     first, *rest = conv_kernels(its.model)
     levels = QUICK if its.quick else None
@@ -219,7 +224,7 @@ def _of_ring(its: Subject) -> dict:
 
 
 def _retraining(its: Subject, **options) -> Retraining:
-    less = {"cases": listed_cases(its.model)}
+    less = {"cases": listed_cases(its.model), "spectra": its.sampled}
     if its.quick:
         less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": QUICK_EVALUATED}
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
@@ -228,10 +233,9 @@ def _retraining(its: Subject, **options) -> Retraining:
 EXPERIMENTS = {
     "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation")),
     "noise": Experiment(
-        lambda its, **given: matched_noise(_truncations(its), **given), ("layer", "cut", "rank", "draw"),
+        lambda its, **given: matched_noise(_truncations(its, _beside(its)), **given), ("layer", "cut", "rank", "draw"),
         settings=lambda its: {"draws": 5 if its.seed == 0 and not (its.quick or its.deep) else 1, "seed": its.seed}),
-    "shrink": Experiment(lambda its: shrink(its.model, layers=sum(its.layers, []) if its.reduced else None),
-                         ("layer", "norm_kept"), weighed=False),
+    "shrink": Experiment(lambda its: shrink(its.model, layers=_beside(its)), ("layer", "norm_kept"), weighed=False),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
     "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.sampled)),
                              ("layer", "cut", "rank"), weighed=False,  # it has that error from the start

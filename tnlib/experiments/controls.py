@@ -79,7 +79,7 @@ def random_subspace(truncations: Replacements, match: str, seed: int = 0) -> Rep
     if match not in ("rank", "error"):
         raise ValueError(f"match must be 'rank' or 'error', got {match!r}")
     return _along_cuts(truncations, lambda matrix, truncated, labels: _projected(
-        matrix, _haar(len(matrix), f"{seed} {labels['layer']} {labels['cut']}"), labels, match))
+        matrix, _haar(len(matrix), f"{seed} {labels['layer']} {labels['cut']}").to(matrix), labels, match))
 
 
 def _haar(size: int, name: str) -> torch.Tensor:

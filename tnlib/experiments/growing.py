@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..tensors.cuts import CutFactors
 from ..tensors.network import Geometry
-from .convolution import APPLY, Convolution
+from .convolution import APPLY, Convolution, convolve
 
 # For a value of the output. Measured with AVX-512: with 27, in a first layer, adding terms takes longer than the whole
 # convolution (1.2 to 2 times), with 288 to 4,608 a tenth to a third of it.
@@ -117,9 +117,8 @@ class _Terms:
 
     def __call__(self, image, bias=None, into=None):
         """conv(image) + bias; or added to `into`, in place."""
-        padding, stride, dilation, groups = self.geometry
         if not self.blocked:
-            output = F.conv2d(image, self.weight, bias, stride, padding, dilation, groups)
+            output = convolve(image, self.weight, bias, *self.geometry)
             return output if into is None else into.add_(output)
         if not self.weight.is_mkldnn:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(image.shape))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .catalogue import Subject, experiment_called, on_default_device, too_large
+from .catalogue import Subject, experiment_called, too_large
 from .datasets import Dataset, load_dataset
 from .evaluation import default_device, evaluate, split_arrays
 from .files import RUNS
@@ -44,10 +44,10 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     card = read_card(find_weights(model, dataset.name, seed))
     check_trained_on(dataset, card)
     subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
+    if executor is None:
+        network.to(default_device())
     if entry.runs:
         subject = subject.for_runs()
-        if executor is None:
-            network.to(default_device())
     entry = entry.on(subject)
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
@@ -128,7 +128,6 @@ def _missing_cells(entry, subject, done, executor, progress):
     def results():
         for split, swept, left in jobs:
             images = entry.chosen_images(subject.dataset, split)
-            swept = on_default_device(swept) if executor is None else swept
             for place, found in sweep(swept, subject.dataset, left, executor, split=split, images=images,
                                       progress=progress):
                 yield [(place, found)]

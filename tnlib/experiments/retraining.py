@@ -100,6 +100,7 @@ class Retraining:
     whole: tuple[str, ...] = ("continued", "reordered", "scratch")
     arms: tuple[str, ...] = ("free", "noise", "kept")  # first what the claims ask for: a run takes minutes
     evaluated: int = TRAIN_IMAGES
+    spectra: list[str] | None = None  # the layers whose singular values are noted (None: all)
 
     def __post_init__(self):
         self._truncated = {}  # case → what `truncated_to` gives of it
@@ -152,7 +153,7 @@ class Retraining:
         """Train, and yield (labels, test evaluation) before the first epoch and after each.
 
         Labels: those of `keys`, of `truncated_to`, `train_loss` and `train_accuracy` on `some_training_images`, and
-        `spectrum`: layer → singular values at the case's cut. The last weights of the runs "free", "continued" and
+        `spectrum`: layer of `spectra` → singular values at the case's cut. The last weights of the runs "free", "continued" and
         "reordered" are kept, see `last_weights`.
         """
         module, about = self.start(case, arm)
@@ -162,11 +163,11 @@ class Retraining:
             if key["epoch"]:
                 training(key["epoch"] - 1)
             seen = evaluate(module, self.some_training_images)
-            spectrum = {layer: singular_values(kernel.double().cpu(), cut)
-                        for layer, kernel in conv_kernels(module).items()}
+            kernels = conv_kernels(module)
+            spectrum = {layer: singular_values(kernels[layer].float(), cut) for layer in self.spectra or kernels}
             yield key | about | {
                 "train_loss": seen.loss, "train_accuracy": seen.accuracy,
-                "spectrum": {layer: [float(f"{value:.6g}") for value in values] for layer, values in spectrum.items()},
+                "spectrum": {layer: [float(f"{value:.6g}") for value in values.tolist()] for layer, values in spectrum.items()},
             }, evaluate(module, self.dataset)
         if arm in ("free", "continued", "reordered"):
             self._keep(module, case, arm)

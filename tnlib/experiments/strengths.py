@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from ..tensors.cuts import factorize, singular_values
+from ..tensors.cuts import Cut, CutFactors, factorize, singular_values
 from ..tensors.decompositions import cp
 from ..tensors.factors import KernelFactors
 from ..tensors.spectra import rank_for_error
@@ -53,7 +53,10 @@ def kernels_at_error(kernels: dict[str, torch.Tensor], cut: str) -> Callable[[fl
 
         return lambda error: {layer: nearest(layer, error) for layer in ranks}
     spectra = {layer: singular_values(kernel.double(), cut) for layer, kernel in kernels.items()}
-    return lambda error: {layer: factorize(kernels[layer], cut, rank) for layer, spectrum in spectra.items()
+    whole = cache(lambda layer: factorize(kernels[layer], cut, len(spectra[layer])).factors)  # of which each rank takes a part
+    at_rank = lambda layer, rank: CutFactors(tuple(kernels[layer].shape), (whole(layer)[0][:, :rank], whole(layer)[1][:rank]),
+                                             Cut.parse(cut))
+    return lambda error: {layer: at_rank(layer, rank) for layer, spectrum in spectra.items()
                           if (rank := rank_for_error(spectrum, error)) < len(spectrum)}
 
 

@@ -5,7 +5,7 @@ all consecutive cells that reach the same part of the network, and kept. Truncat
 grow from the one before (see `growing`).
 
 Memory, besides the network's weights (in the model, and for each worker two copies, one as it is and one laid out for
-speed, where a 3×3 kernel can take four times as much): `KEPT_BYTES` of kept values; for each worker `BATCH_BYTES` while a
+speed, where a 3×3 kernel can take four times as much): `KEPT_BYTES` (on a GPU `GPU_KEPT_BYTES`) of kept values; for each worker `BATCH_BYTES` while a
 batch runs (more where `LEAST_BATCH` images need more), and a few times the values of a layer whose truncations grow;
 `KERNEL_BYTES` of kernels where the kept values of all images do not fit, else one cell's or one cut's. With an executor,
 each worker holds one unit of work, and the calling process the kernels of `workers.AHEAD` + 1 groups of cells.
@@ -30,7 +30,8 @@ from .growing import continues
 from .networks import conv_kernels
 from .workers import LEAST_BATCH, Remote, Threads
 
-KEPT_BYTES = 2**31  # 5,000 images after the first stage of a ResNet-50 on CIFAR, 10,000 after 128 channels of 16×16
+# 5,000 images after the first stage of a ResNet-50 on CIFAR (of stem s2; on a GPU s1), 10,000 after 128 channels of 16×16
+KEPT_BYTES, GPU_KEPT_BYTES = 2**31, 2**33
 KERNEL_BYTES = 2**28
 UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
 PROBE_IMAGES = 2
@@ -84,7 +85,8 @@ def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, p
     crew = Threads(graph, probe) if executor is None else Remote(graph, probe, executor)
     pending = deque()
     with tqdm(total=total, unit="cell", disable=not progress) as bar, crew:
-        for group in _groups(cells, crew.network, len(labels), executor is not None):
+        kept = KEPT_BYTES if probe.device.type == "cpu" else GPU_KEPT_BYTES
+        for group in _groups(cells, crew.network, len(labels), executor is not None, kept):
             kernels = [cell for _, cell in group.cells]
             pending.append((group, [
                 crew.submit(preprocess, kernels, start, pixels[start:start + group.images],
@@ -114,10 +116,10 @@ class Group:
     images: int
 
 
-def _groups(cells, network: Network, num_images: int, parallel: bool):
+def _groups(cells, network: Network, num_images: int, parallel: bool, kept_bytes: int):
     reach = lambda cell: network.reached(cell[1])
     for reached, run in itertools.groupby(cells, reach):
-        images = max(LEAST_BATCH, KEPT_BYTES // max(1, network.split(reached).kept_bytes))
+        images = max(LEAST_BATCH, kept_bytes // max(1, network.split(reached).kept_bytes))
         images = min(images, UNIT_IMAGES) if parallel else images
         # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
         # But what continues the cell before needs that one in its group.

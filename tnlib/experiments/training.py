@@ -60,9 +60,10 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
 
     started, initial_entropy = now(), entropies(module)
     history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
-    module = module.to(device="cpu", memory_format=torch.contiguous_format).eval()
+    module = module.to(memory_format=torch.contiguous_format).eval()
     module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
     test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
+    module = module.cpu()
     save_weights(module, path, identity | {
         "parameters": sum(p.numel() for p in module.parameters()),
         "fingerprint": dataset.fingerprint,

@@ -22,7 +22,7 @@ from .evaluation import exact_float32
 from .graph import CALLS, Network
 from .growing import runs
 
-BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**30
+BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**32
 LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
 MOST_WORKERS = 8  # in this process, each with its own copies of the network
 AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import experiment_called, listed_cases
+from ..experiments.catalogue import experiment_called, listed_cases, rank_fractions
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import NETWORKS, conv_kernels
-from ..experiments.replacements import rank_grid
+from ..experiments.replacements import chosen_ranks
 from ..experiments.statistics import crossed_bootstrap
 from ..experiments.tables import read_bits, read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
@@ -72,8 +72,9 @@ class Pair:
         """
         model = model or self.model
         (frame, names), shapes = self.table(experiment, model), _shapes(model, self.dataset, spatial)
-        wanted = {(layer, cut.name, rank) for layer, shape in shapes.items() for cut in distinct_cuts(shape)
-                  for rank in rank_grid(cut.max_rank(shape))}
+        most = {(layer, cut.name): cut.max_rank(shape) for layer, shape in shapes.items() for cut in distinct_cuts(shape)}
+        fractions = rank_fractions(_network(model, self.dataset))
+        wanted = {(*place, rank) for place, ranks in chosen_ranks(fractions, most).items() for rank in ranks}
         found = frame[frame["layer"].isin(shapes)], names
         for seed, rows in frame.groupby("seed"):
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
@@ -131,7 +132,7 @@ class Pair:
             if not both:
                 raise _missing("paths", self.model, self.dataset, int(runs["seed"].min()), "none beside the re-training")
             runs, along, names = runs[runs["seed"].isin(both)], along[along["seed"].isin(both)], names + others
-        cases = listed_cases(load_model(self.model, self.dataset, next(iter(self.accuracies))))
+        cases = listed_cases(_network(self.model, self.dataset))
         if lacking := missing_cases(runs, along, epochs, cases):
             seed = min(lacking)
             raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
@@ -242,9 +243,14 @@ def _published(experiment, model, dataset):
 
 
 @functools.cache
+def _network(model, dataset) -> torch.nn.Module:
+    """The first of the published networks: layers and shapes are the same for all seeds."""
+    return load_model(model, dataset, next(iter(_accuracies(model, dataset))))
+
+
 def _kernels(model, dataset) -> dict[str, torch.Tensor]:
-    """Layer → the first network's kernel, in forward order: layers and shapes are the same for all seeds."""
-    return conv_kernels(load_model(model, dataset, next(iter(_accuracies(model, dataset)))))
+    """Layer → the first network's kernel, in forward order."""
+    return conv_kernels(_network(model, dataset))
 
 
 def _shapes(model, dataset, spatial=False) -> dict[str, tuple]:
