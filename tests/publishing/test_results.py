@@ -159,8 +159,8 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
 def test_networks_are_described_as_a_caption_does():
     assert about_networks("vanilla", "shapes") == "6 epochs, 98.8 % right, n = 1"
     (card,) = [card for card in published_networks() if card["file"] == "resnet50-cifar10-s0.safetensors"]
-    assert about_networks("resnet50", "cifar10").endswith(f"{card['recipe']['epochs']} epochs, {100 * card['test_accuracy']:.1f} % right, n = 1, reduced")
-    assert about_networks("resnet50", "cifar10").startswith("stem s2, ")
+    assert about_networks("resnet50", "cifar10").endswith(f"{card['recipe']['epochs']} epochs, {100 * card['test_accuracy']:.1f} % right, n = 1")
+    assert about_networks("resnet50", "cifar10").startswith("stem s1, ")
     of = [read_card(find_weights("vanilla", "cifar10", seed))["test_accuracy"] for seed in (1, 3)]
     assert f"{50 * sum(of):.1f} % right, n = 2" in about_networks("vanilla", "cifar10", seeds=[3, 1])
 
@@ -169,4 +169,5 @@ def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypa
     monkeypatch.setattr(results, "measure_table", None)
     monkeypatch.setattr(tables, "FOLDERS", tables.FOLDERS[:1])  # what is published, whatever is in runs/
     assert available("truncation", "vanilla", ["cifar10", "shapes", "cifar100"]) == ["cifar10", "cifar100"]
-    assert available("networks", "resnet50", ["cifar100", "cifar10"]) == ["cifar10"]
+    assert available("networks", "resnet50", ["cifar100", "cifar10"]) == ["cifar100", "cifar10"]
+    assert available("noise", "resnet50", ["cifar100", "cifar10"]) == []
