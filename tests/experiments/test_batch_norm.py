@@ -1,6 +1,7 @@
 """Statistics of batch norm estimated anew, against torch's own training mode; truncations measured with either."""
 
 import copy
+import sqlite3
 
 import numpy as np
 import pytest
@@ -142,6 +143,19 @@ def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
     kernel = conv_kernels(model)["layer3.0.conv2"]
     network.layer3[0].conv2.weight.data = truncate(kernel, "OUT,KW", row["rank"])
     assert np.array_equal(row["answers"], evaluate(network, some).correct)
+
+
+def test_what_a_gpu_began_is_ended_without_one_in_the_same_form(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
+    monkeypatch.setattr(measurements, "too_large", lambda *given: False)
+    path = measurements.measure("truncation", "resnet50", deep, progress=False)
+    whole = path.read_bytes()
+    assert "reduced" not in read_card(path) and len(read_table(path)["cut"].unique()) == 7
+    with sqlite3.connect(tmp_path / "results" / f"{path.stem}.sqlite") as database:
+        assert database.execute("DELETE FROM cells WHERE place > 20").rowcount > 10
+    monkeypatch.setattr(measurements, "too_large", lambda *given: True)
+    assert measurements.measure("truncation", "resnet50", deep, progress=False).read_bytes() == whole
+    assert "reduced" not in read_card(path) and len(read_card(path)["calls"]) == 2
 
 
 def test_answers_with_either_statistics_are_verified(deep, tmp_path, monkeypatch):

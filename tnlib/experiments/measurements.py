@@ -32,7 +32,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
     What is found is kept in runs/results/<name>.sqlite, within a second; a call that finds it goes on from there, and ends
-    in the same table and bits as one that was never stopped. They go to `folder`, by default runs/results/.
+    in the same table and bits as one that was never stopped; what was begun on a GPU is ended in the same form without one, where a
+    deep network is otherwise measured at fewer cells. They go to `folder`, by default runs/results/.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
     hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
     a whole one), whose card says which are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
@@ -43,13 +44,15 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     network = load_model(model, dataset.name, seed)
     card = read_card(find_weights(model, dataset.name, seed))
     check_trained_on(dataset, card)
-    subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset))
+    name = f"{experiment}-{stem(model, dataset.name, seed)}"
+    begun = Store.begun(kept := RUNS / "results" / f"{name}.sqlite")
+    whole = begun is not None and "reduced" not in begun  # what a GPU began is ended in the same form wherever
+    subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset) and not whole)
     if executor is None:
         network.to(default_device())
     if entry.runs:
         subject = subject.for_runs()
     entry = entry.on(subject)
-    name = f"{experiment}-{stem(model, dataset.name, seed)}"
     identity = {"experiment": experiment, "version": entry.version, "model": model, "dataset": dataset.name, "seed": seed,
                 "weights": card["sha256"],
                 "fingerprint": dataset.fingerprint, "core_fingerprint": dataset.core_fingerprint}
@@ -61,7 +64,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     if entry.runs and isinstance(plan := entry.runs(subject), Retraining):
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
-    store = Store(RUNS / "results" / f"{name}.sqlite", identity)
+    store = Store(kept, identity)
     missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     if missing:

@@ -42,6 +42,17 @@ class Store:
             raise StoreError(f"{self.path} holds results of another measurement:\n  there: {found}\n  asked: {identity}\n"
                              "Move it away to measure anew.")
 
+    @staticmethod
+    def begun(path) -> dict | None:
+        """The identity of what is kept at `path`; None where nothing is, or nothing that can be read."""
+        if not Path(path).is_file():
+            return None
+        try:
+            with closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database:
+                return json.loads(database.execute("SELECT content FROM identity").fetchone()[0])
+        except (sqlite3.DatabaseError, TypeError):  # a `Store` of it says what is wrong
+            return None
+
     def places(self) -> dict[str, int]:
         """The keys of the cells that are done, each with its place."""
         with self._errors(), self._connection() as database:
