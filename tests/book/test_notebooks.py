@@ -13,6 +13,7 @@ import pytest
 from scipy import interpolate, optimize, stats
 
 import tnlib
+from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.drops import one_points
@@ -288,7 +289,16 @@ def test_what_the_chapter_on_truncations_says_of_single_kernels_of_the_deep_netw
             assert (points["censored"][points["layer"].str.startswith("layer4")] == "above").all()
             assert lost["layer4"] < 0.13 and lost["layer2"] > 2 * lost["layer4"]
         moved = results("initial-overlap", "resnet50", dataset).set_index("layer")["overlap"]
-        assert moved[[name for name in moved.index if name == "conv1" or name.endswith("conv2")]].max() < 0.4
+        spatial = points[points["layer"].str.endswith("conv2") | (points["layer"] == "conv1")]
+        stars = spatial.groupby("layer")["lambda_star"].mean()
+        assert stars["conv1"] < 0.01 and moved.reindex(stars.index).max() < 0.4
+        assert abs(stars.corr(moved.reindex(stars.index), method="kendall")) < 0.4
+        of_stages = stars.groupby(stars.index.str[:6]).mean()
+        assert (of_stages["layer4"] > of_stages["layer1"]) == (dataset == "cifar100")
+        kernels = tnlib.conv_kernels(tnlib.load_model("resnet50", dataset))
+        alike, within = notebook.deeper_in_blocks(points.merge(notebook.places(kernels), on="layer").assign(seed=0),
+                                                  notebook.read_claims()["claims"]["1b"]["thresholds"])
+        assert (np.mean(alike.values) > 0) == (dataset == "cifar100") and np.mean(within.values) < 0
 
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):

@@ -17,7 +17,7 @@ SMALL_MAP, LARGE_WEIGHT = 16, 2**19
 
 
 def convolve(image, weight, bias, padding, stride, dilation, groups) -> torch.Tensor:
-    """A convolution of images and a weight in channels_last elsewhere than on a CPU, (N, OUT, H', W').
+    """A convolution of images with a weight in channels_last, where oneDNN does not do it: (N, OUT, H', W').
 
     In float32 proper, without TF32, cuDNN has slow ways alone for a 1×1 kernel and for small maps: there it is one product
     of matrices. (Measured on an NVIDIA H100: 15 TFLOP/s at 1×1×64×256, 11 at 3×3×512×512 on 4×4.)

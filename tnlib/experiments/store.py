@@ -50,7 +50,7 @@ class Store:
         try:
             with closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database:
                 return json.loads(database.execute("SELECT content FROM identity").fetchone()[0])
-        except (sqlite3.DatabaseError, TypeError):  # a `Store` of it says what is wrong
+        except (sqlite3.DatabaseError, TypeError, ValueError):  # a `Store` of it says what is wrong
             return None
 
     def places(self) -> dict[str, int]:
