@@ -145,6 +145,17 @@ def test_a_deep_network_is_measured_in_a_reduced_form(deep, model, monkeypatch):
     assert np.array_equal(row["answers"], evaluate(network, some).correct)
 
 
+def test_a_card_says_reduced_only_where_a_gpu_would_measure_more(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
+    path = measurements.measure("joint", "resnet50", deep, progress=False)
+    here = path.read_bytes()
+    assert "reduced" not in read_card(path)
+    (tmp_path / "results" / f"{path.stem}.sqlite").unlink()
+    monkeypatch.setattr(measurements, "too_large", lambda *given: False)
+    assert measurements.measure("joint", "resnet50", deep, progress=False).read_bytes() == here
+
+
 def test_what_a_gpu_began_is_ended_without_one_in_the_same_form(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
     monkeypatch.setattr(measurements, "too_large", lambda *given: False)

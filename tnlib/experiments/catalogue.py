@@ -114,7 +114,7 @@ class Experiment:
     ones (None: all). `.weighed`: whether a row also has the data-aware error; `.train_images`: whether the subject's
     training images are looked at for anything else. Where a row is not a cell of a sweep, `.runs(subject)` takes the
     place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)`, `.run(*run)` and `.parameters()` as
-    `Retraining` has them; a run is done whole or not at all.
+    `Retraining` has them; a run is done whole or not at all. `.reducible`: whether a `too_large` network has fewer cells.
     """
 
     cells: Callable[..., Replacements | list] | None
@@ -126,6 +126,7 @@ class Experiment:
     runs: Callable[[Subject], Retraining | Paths | Reestimation] | None = None
     settings: Callable[[Subject], dict] = lambda its: {}
     train_images: bool = False
+    reducible: bool = False
 
     def on(self, subject: Subject) -> "Experiment":
         """This experiment as it is made on `subject`: on a deep network and for trying on the first split only, and on fewer
@@ -231,11 +232,13 @@ def _retraining(its: Subject, **options) -> Retraining:
 
 
 EXPERIMENTS = {
-    "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation")),
+    "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation"), reducible=True),
     "noise": Experiment(
         lambda its, **given: matched_noise(_truncations(its, _beside(its)), **given), ("layer", "cut", "rank", "draw"),
-        settings=lambda its: {"draws": 5 if its.seed == 0 and not (its.quick or its.deep) else 1, "seed": its.seed}),
-    "shrink": Experiment(lambda its: shrink(its.model, layers=_beside(its)), ("layer", "norm_kept"), weighed=False),
+        settings=lambda its: {"draws": 5 if its.seed == 0 and not (its.quick or its.deep) else 1, "seed": its.seed},
+        reducible=True),
+    "shrink": Experiment(lambda its: shrink(its.model, layers=_beside(its)), ("layer", "norm_kept"), weighed=False,
+                         reducible=True),
     "joint": Experiment(_joint, ("layers", "cut", "common", "level"), version=2, weighed=False),
     "data-aware": Experiment(lambda its: data_aware_truncations(its.model, its.moments(its.sampled)),
                              ("layer", "cut", "rank"), weighed=False,  # it has that error from the start

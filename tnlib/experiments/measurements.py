@@ -47,7 +47,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     begun = Store.begun(kept := RUNS / "results" / f"{name}.sqlite")
     whole = begun is not None and "reduced" not in begun  # what a GPU began is ended in the same form wherever
-    subject = Subject(model, network, dataset, seed, reduced=too_large(network, dataset) and not whole)
+    reduced = entry.reducible and too_large(network, dataset) and not whole
+    subject = Subject(model, network, dataset, seed, reduced)
     if executor is None:
         network.to(default_device())
     if entry.runs:
@@ -59,8 +60,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     if dataset.name == "shapes":
         # Fewer cells than elsewhere, and fewer images (None: all), also behind the data-aware error.
         identity["quick"] = {"images": entry.images}
-    if subject.reduced and not entry.runs:
-        identity["reduced"] = True  # fewer cells than on a machine with a GPU, and fewer images
+    if subject.reduced:
+        identity["reduced"] = True  # fewer cells than on a machine with a GPU
     if entry.runs and isinstance(plan := entry.runs(subject), Retraining):
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
