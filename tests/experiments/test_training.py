@@ -130,20 +130,27 @@ def checkpoint(tmp_path, monkeypatch):
     return tmp_path / "weights" / f"{STEM}.checkpoint"
 
 
-OTHERS = {
-    "recipe": lambda: dict(recipe=dataclasses.replace(RECIPE, peak_lr=0.2)),
-    "epochs": lambda: dict(recipe=dataclasses.replace(RECIPE, epochs=4)),
-    "images": lambda: dict(data=dataset(seed=1)),
-    "network": lambda: NETWORKS["tiny"].arguments.update(hidden=9) or {},
+OTHERS = {  # what it is asked for, and what the message names
+    "recipe": (lambda: dict(recipe=dataclasses.replace(RECIPE, peak_lr=0.2)), f"peak_lr {RECIPE.peak_lr}, not 0.2"),
+    "epochs": (lambda: dict(recipe=dataclasses.replace(RECIPE, epochs=4)), "epochs 3, not 4"),
+    "images": (lambda: dict(data=dataset(seed=1)), "core_fingerprint '.*', not '.*'"),
+    "network": (lambda: NETWORKS["tiny"].arguments.update(hidden=9) or {}, "hidden .*, not 9"),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_a_checkpoint_of_another_run_is_refused_and_kept(checkpoint, other):
+@pytest.mark.parametrize("other, named", OTHERS.values(), ids=OTHERS)
+def test_a_checkpoint_of_another_run_is_refused_and_kept(checkpoint, other, named):
     before = checkpoint.read_bytes()
-    with pytest.raises(ValueError, match=f"{checkpoint} belongs to another recipe.*remove it to start anew"):
+    with pytest.raises(ValueError, match=f"{checkpoint} was begun with {named}: .*remove it to start anew"):
         run(checkpoint.parent, **other())
     assert checkpoint.read_bytes() == before
+
+
+def test_a_run_does_not_go_on_in_another_precision(checkpoint, monkeypatch):
+    here = training.training_precision(RECIPE, torch.device("cpu"))
+    monkeypatch.setattr(training, "training_precision", lambda recipe, device: "float64")
+    with pytest.raises(ValueError, match=f"begun with precision '{here}', not 'float64': .*remove it to start anew"):
+        run(checkpoint.parent)
 
 
 def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):

@@ -32,7 +32,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
     in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
-    are not square, a checkpoint that is corrupt or of another recipe, or a loss that is no longer a number; and where weights
+    are not square, a checkpoint that is corrupt, of another recipe or from a machine that trains in another precision, or a loss that is no longer a number; and where weights
     of this name are there that were trained on another data set.
     """
     entry = network(model)
@@ -54,7 +54,8 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
-                "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint}
+                "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint,
+                "precision": training_precision(recipe, device)}
     module = initial_model(identity)
     _set_normalization(module, dataset)
 
@@ -72,7 +73,6 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         "shuffled_labels": entry.shuffled,
         "test_accuracy": test.accuracy, "test_loss": test.loss,
         "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
-        "precision": training_precision(recipe, device),
         "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
         "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
     checkpoint.unlink(missing_ok=True)
@@ -241,8 +241,10 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
         raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
     if header.pop("sha256", None) != digest(header, tensors):
         raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
-    if json.loads(header["identity"]) != json.loads(json.dumps(identity)):
-        raise ValueError(f"the checkpoint {path} belongs to another recipe, network or data set; "
+    begun, asked = (of | of["recipe"] | of["architecture"] | {"recipe": None, "architecture": None}
+                    for of in (json.loads(header["identity"]), json.loads(json.dumps(identity))))
+    if others := [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in asked.items() if begun.get(name) != value]:
+        raise ValueError(f"the checkpoint {path} was begun with {'; '.join(others)}: go on with it as it was begun, or "
                          "remove it to start anew")
     module.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
                             if name.startswith("model.")})
