@@ -265,7 +265,7 @@ def _place(part: Part) -> str:
     if part.kind == "sign":
         return "not the sign of the published network, so depth and width are not told apart"
     if part.interval.n == 1:
-        return "and one network says nothing on others"
+        return "nothing follows for others"
     if part.interval.low > part.bound:
         return f"above the bound of refutation, {bound}, but smaller than the {threshold} asked for"
     return f"the interval straddles the bound of refutation, {bound}"
