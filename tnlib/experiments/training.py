@@ -32,8 +32,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
     in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
-    are not square, a checkpoint that is corrupt, of another recipe or from a machine that trains in another precision, or a loss that is no longer a number; and where weights
-    of this name are there that were trained on another data set.
+    are not square, a checkpoint that is corrupt, of another recipe or begun in another precision than this machine
+    trains in, or a loss that is no longer a number; and where weights of this name are there that were trained on
+    another data set.
     """
     entry = network(model)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -243,7 +244,8 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
         raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
     begun, asked = (of | of["recipe"] | of["architecture"] | {"recipe": None, "architecture": None}
                     for of in (json.loads(header["identity"]), json.loads(json.dumps(identity))))
-    if others := [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in asked.items() if begun.get(name) != value]:
+    if others := [f"{name} {begun.get(name)!r}, not {asked.get(name)!r}" for name in begun | asked
+                  if begun.get(name) != asked.get(name)]:
         raise ValueError(f"the checkpoint {path} was begun with {'; '.join(others)}: go on with it as it was begun, or "
                          "remove it to start anew")
     module.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
