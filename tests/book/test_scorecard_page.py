@@ -1,7 +1,9 @@
 """The scorecard's page and the first page against the results that they are of."""
 
 import html
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,9 @@ def test_page_and_first_page_show_the_verdicts_that_the_results_give(site, card)
 def test_the_numbers_of_a_claim_are_those_of_the_results(site, card, claim):
     page = (site / "book/08_scorecard.html").read_text(encoding="utf-8")
     assert rows_of(page, f'id="scorecard-{claim}"') == wanted(card.shown(claim))
+    about = json.loads((site / f"figures/scorecard-{claim}.json").read_text(encoding="utf-8"))
+    files = {name for verdict in card.of(claim) for name in verdict.tables}
+    assert files and {Path(source["file"]).name for source in about["sources"]} == files, "of this claim alone"
 
 
 def test_the_rows_behind_a_verdict_can_be_downloaded(site, card):

@@ -170,10 +170,15 @@ def _measured_as(experiment: str) -> str:
 
 
 def scorecard() -> Scorecard:
-    """The verdicts on all claims, from everything that is published; see `Scorecard`."""
+    """The verdicts on all claims, from everything that is published; see `Scorecard`.
+
+    A figure's source is "scorecard" or, where it shows one claim, "scorecard of ID".
+    """
     found = evaluate_claims()
-    names = dict.fromkeys(name for verdict in found.verdicts for name in verdict.tables)
-    section.note("scorecard", [PUBLISHED / ("results" if name.endswith(".csv") else "weights") / name for name in names])
+    for verdict in found.verdicts:
+        files = [PUBLISHED / ("results" if name.endswith(".csv") else "weights") / name for name in verdict.tables]
+        for what in ("scorecard", f"scorecard of {verdict.claim}"):
+            section.note(what, files)
     return found
 
 
