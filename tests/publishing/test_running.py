@@ -3,6 +3,8 @@
 import datetime
 import json
 import platform
+import threading
+import time
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from tnlib.experiments.provenance import git_commit
 from tnlib.publishing import building, running
 from tnlib.publishing import section as section_module
-from tnlib.publishing.running import Job, NotebookError, Section, outdated, run
+from tnlib.publishing.running import Job, NotebookError, Section, held, outdated, run
 from tnlib.publishing.site import SiteError, stage_book
 
 PARAMETERS = "rank: Rank = 8  # a rank"
@@ -173,3 +175,27 @@ def test_two_figures_in_one_cell_are_refused(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
     with pytest.raises(NotebookError, match="one cell makes 2 figures"):
         running._label_figures(tmp_path / "n.ipynb")
+
+
+def test_a_second_process_waits_and_what_a_killed_run_left_is_cleared(tmp_path, light):
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE), {"rank": 5}, tmp_path / "out")
+    said, order = [], []
+
+    def second():
+        with held([job], said.append):
+            order.append("second")
+
+    with held([job], said.append):
+        assert not said
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while not said:
+            time.sleep(0.01)
+        order.append("first")
+    waiting.join(30)
+    assert order == ["first", "second"] and said == [f"tiny: waits for another process that is at work in {job.folder}"]
+
+    (tmp_path / ".out.running" / "out").mkdir(parents=True)                     # as SIGKILL leaves it
+    with held([job], said.append):
+        run([job], said.append)
+    assert outdated(job) == [] and not (tmp_path / ".out.running").exists()

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..experiments.files import ROOT, RUNS
 from .cards import read_cards
 from .parameters import ParameterError, changed, run_name
-from .running import Job, find_section, outdated, run, section_values, sections
+from .running import Job, find_section, held, outdated, run, section_values, sections
 from .site import render, stage_book, stage_page
 
 BUILD = ROOT / "_build"
@@ -39,10 +39,10 @@ def build_book(profile: str, only=(), given=None) -> None:
     folder = BUILD if published else RUNS / run_name("book", {k: v for each in changes.values() for k, v in each.items()})
     _warn_of_days(values.values())
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
-    run([job for job in jobs if not chosen or job.section.name in chosen or not job.has_run],
-        click.echo)
-    stage_book(jobs, folder / "stage")
-    page = render(folder / "stage", ROOT if published else folder, click.echo)
+    with held(jobs, click.echo):
+        run([job for job in jobs if not chosen or job.section.name in chosen or not job.has_run], click.echo)
+        stage_book(jobs, folder / "stage")
+        page = render(folder / "stage", ROOT if published else folder, click.echo)
     click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")
 
 
@@ -53,9 +53,10 @@ def run_section(name: str, given: dict) -> None:
     changes = changed(section.parameters, values)
     _warn_of_days([values])
     job = Job(section, values, RUNS / run_name(name, changes))
-    run([job], click.echo)
-    stage_page(job, job.folder / "site" / "stage")
-    page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
+    with held([job], click.echo):
+        run([job], click.echo)
+        stage_page(job, job.folder / "site" / "stage")
+        page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
     _compare(job, Job(section, section_values(section, "published", {}), EXECUTED / name))
     click.echo(f"The page: {page}\nThe notebook: {job.executed}\nFigures and data: {job.folder / 'figures'}")
 

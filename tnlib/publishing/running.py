@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import distributions
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from filelock import FileLock, Timeout
 from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets.config import Config
 
@@ -100,6 +102,22 @@ def section_values(section: Section, profile: str, given: dict[str, Any]) -> dic
     return validate(parameters, {k: v for k, v in preset.items() if k in parameters} | given, section.name)
 
 
+@contextmanager
+def held(jobs: list[Job], say=print):
+    """No other process runs these jobs, or renders pages from them, meanwhile; waits, and says so, while one does."""
+    with ExitStack() as stack:
+        for job in sorted(jobs, key=lambda job: job.folder):  # in one order, so that no two wait for each other
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"{job.section.name}: waits for another process that is at work in {job.folder}")
+                lock.acquire()
+            stack.callback(lock.release)
+        yield
+
+
 def run(jobs: list[Job], say=print) -> None:
     """Run the jobs whose stamp is not up to date, as many at once as there are processors, and say which and why.
 
@@ -130,17 +148,21 @@ def run(jobs: list[Job], say=print) -> None:
 
 def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
     """Run one notebook in this process; return what went wrong, and the seconds it took."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{job.folder.name}-", dir=job.folder.parent) as beside:
-        made = replace(job, folder=Path(beside) / job.folder.name)  # takes the place of the last good run when it has ended
+    beside = job.folder.with_name(f".{job.folder.name}.running")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    made = replace(job, folder=beside / job.folder.name)  # takes the place of the last good run when it has ended
+    try:
         problem, seconds = _execute_into(made, stamp, position, threads)
         if problem is None:
-            shutil.rmtree(job.folder, ignore_errors=True)
+            if job.folder.exists():
+                job.folder.rename(beside / "before")  # removed only when the new one is in its place
             made.folder.rename(job.folder)
         else:
             job.folder.mkdir(exist_ok=True)
             shutil.copy(made.executed, job.stopped)
             problem += f"The notebook as far as it ran: {job.stopped}"
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return problem, seconds
 
 
