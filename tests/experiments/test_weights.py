@@ -117,12 +117,12 @@ def test_weights_without_a_card_are_refused(folders):
 CARDS = {
     "no-object": ("[]", "card .*vanilla-mine-s0.json must hold a JSON object, got list"),
     "no-json": ("{", "card .*vanilla-mine-s0.json is not valid JSON"),
-    "no-sha256": (json.dumps(CARD), "its card says None"),
+    "no-sha256": (json.dumps(CARD), "card .*vanilla-mine-s0.json does not say the sha256 of its file"),
     "other-channels": ({"architecture": ARCHITECTURE | {"channels": [2, 3, 4, 6]}}, "not the network that its card"),
     "unknown-argument": ({"architecture": ARCHITECTURE | {"depth": 3}}, "not the network that its card.*depth"),
-    "other-model": ({"model": "vanila"}, "not the network that it is called: its card describes vanila-mine-s0"),
-    "other-seed": ({"seed": 1}, "not the network that it is called: its card describes vanilla-mine-s1"),
-    "other-data": ({"dataset": "cifar10"}, "not the network that it is called: its card describes vanilla-cifar10-s0"),
+    "other-model": ({"model": "vanila"}, r"not the network asked for \(vanilla on mine, seed 0\): its card describes vanila on mine, seed 0"),
+    "other-seed": ({"seed": 1}, "its card describes vanilla on mine, seed 1; it was renamed or copied"),
+    "other-data": ({"dataset": "cifar10"}, "its card describes vanilla on cifar10, seed 0"),
     "no-architecture": ({"architecture": None}, "not the network that its card"),
 }
 

@@ -21,7 +21,7 @@ from .replacements import Replacements
 from .retraining import Retraining
 from .store import Store
 from .sweep import sweep
-from .tables import UNTRUNCATED, write_table
+from .tables import UNTRUNCATED, has_card, write_table
 from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
 from .weights import check_trained_on, find_weights, load_model, read_card, stem
@@ -76,7 +76,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                     add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
                           for place, found in together))
         except (KeyboardInterrupt, FileNotFoundError, ValueError):
-            part = not path.exists() or "missing" in read_card(path)
+            part = not has_card(path) or "missing" in read_card(path)
             if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
                 write_table(entry, store, path, identity | {"missing": lacking}, dataset)
             raise

@@ -1,8 +1,7 @@
-"""Tables of results as files: <experiment>-<network>.csv (one tidy row a cell), .bits.safetensors (each image right or
+"""Tables of results as files: `<experiment>-<network>.csv` (one tidy row a cell), .bits.safetensors (each image right or
 wrong, as differences from the untruncated network's) and .json (the card)."""
 
 import hashlib
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .truncations import outcome
-from .weights import find_weights, read_card, stem
+from .weights import data_name, find_weights, read_card, stem
 
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
@@ -72,18 +71,25 @@ def bits_path(path: Path) -> Path:
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
-def find_table(experiment: str, model: str, dataset: str, seed: int) -> Path | None:
-    """The table of a measurement: the published one, else your own below runs/, else None.
+def find_table(experiment: str, model: str, dataset: str, seed: int, folders=None) -> Path | None:
+    """The table of a measurement: the published one, else your own below runs/ (or the first in `folders`), else None.
 
-    Tables of another version of the experiment, with other cells, do not count, nor do those of other weights. Raises
-    `FileNotFoundError` where there are no weights.
+    Tables of another version of the experiment, with other cells, do not count, nor do those of other weights, nor your own
+    of which runs are missing: what was cut off is to go on. Raises `FileNotFoundError` where there are no weights.
     """
-    wanted = experiment_called(experiment).version, read_card(find_weights(model, dataset, seed))["sha256"]
-    for folder in FOLDERS:
+    wanted = {"model": model, "dataset": data_name(dataset), "seed": seed, "version": experiment_called(experiment).version,
+              "weights": read_card(find_weights(model, dataset, seed))["sha256"]}
+    for folder in folders or FOLDERS:
         path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
-        if path.is_file() and itemgetter("version", "weights")(read_card(path)) == wanted:
+        if has_card(path) and wanted.items() <= (card := read_card(path)).items() and (
+                folder == PUBLISHED / "results" or "missing" not in card):
             return path
     return None
+
+
+def has_card(path: Path) -> bool:
+    """Whether a table and its card are there: the card is written last."""
+    return path.is_file() and path.with_suffix(".json").is_file()
 
 
 def read_table(path) -> pd.DataFrame:

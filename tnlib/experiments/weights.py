@@ -19,7 +19,12 @@ def stem(model: str, dataset: str, seed: int) -> str:
     """The name of a weights file without its suffix; `dataset` is a name or the path of an .npz file, else `TypeError`."""
     if not isinstance(dataset, (str, Path)):
         raise TypeError(f"dataset must be a data set's name or the path of an .npz file, got {dataset!r}")
-    return f"{model}-{Path(dataset).name.removesuffix('.npz')}-s{seed}"
+    return f"{model}-{data_name(dataset)}-s{seed}"
+
+
+def data_name(dataset: str | Path) -> str:
+    """The name of a data set, of which `dataset` is the name or the path of an .npz file."""
+    return Path(dataset).name.removesuffix(".npz")
 
 
 def as_stored(model: torch.nn.Module, half: bool) -> dict[str, torch.Tensor]:
@@ -88,12 +93,25 @@ def read_card(path) -> dict:
         raise ValueError(f"the card {card} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"the card {card} must hold a JSON object, got {type(content).__name__}")
+    if "sha256" not in content:
+        raise ValueError(f"the card {card} does not say the sha256 of its file: it was altered; restore it (git checkout), or "
+                         "make both again")
     return content
 
 
 def published_networks() -> list[dict]:
     """The cards of all published weights, sorted by file name."""
     return [read_card(path) for path in sorted((PUBLISHED / "weights").glob("*.safetensors"))]
+
+
+def check_called(path, card: dict, model: str, dataset: str, seed: int) -> None:
+    """Raise `ValueError` where a card is of another network than the one asked for, which may be called the same: vanilla on
+    constant-x.npz, and vanilla-constant on x.npz."""
+    asked = {"model": model, "dataset": data_name(dataset), "seed": seed}
+    if (described := {name: card.get(name) for name in asked}) != asked:
+        words = lambda of: "{model} on {dataset}, seed {seed}".format(**of)
+        raise ValueError(f"{path} is not the network asked for ({words(asked)}): its card describes {words(described)}; it was "
+                         "renamed or copied, or two networks have one name")
 
 
 def check_trained_on(dataset, card: dict) -> None:
@@ -129,10 +147,7 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     if found != card.get("sha256"):
         raise ValueError(f"{path} is corrupt or was altered: its sha256 is {found[:16]}…, its card says "
                          f"{str(card.get('sha256'))[:16]}…; restore it (git checkout) or train it again")
-    described = stem(card.get("model"), str(card.get("dataset")), card.get("seed"))
-    if described != path.stem:
-        raise ValueError(f"{path} is not the network that it is called: its card describes {described}; it was renamed "
-                         "or copied")
+    check_called(path, card, name, dataset, seed)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
