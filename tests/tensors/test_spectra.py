@@ -226,3 +226,10 @@ BAD = {
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_near_the_largest_half_numbers_are_what_they_are_in_double():
+    kernel = (6e4 * torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))).half()
+    for cut in CUTS:
+        assert entanglement_entropy(kernel, cut) == pytest.approx(entanglement_entropy(kernel.double(), cut).item(), abs=2e-3)
+    assert relative_error(kernel, -kernel) == 2 and relative_error(kernel, -kernel).dtype == torch.float16

@@ -1,6 +1,7 @@
 """The seven cuts of a kernel: matricisation, truncation, and the two factors of a truncation (Figure 5)."""
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,8 @@ class Cut:
 
         Raises `ValueError` when the matrix does not have this cut's form for that shape.
         """
+        if not isinstance(matrix, torch.Tensor):
+            raise TypeError(f"matrix must be a torch tensor {self.dimensions(shape)}, got {type(matrix).__name__}")
         if tuple(matrix.shape) != self.dimensions(shape):
             raise ValueError(f"a kernel of shape {tuple(shape)} has a matrix {self.dimensions(shape)} at the cut "
                              f"{self.name}, got {tuple(matrix.shape)}")
@@ -74,8 +77,9 @@ class Cut:
 
     def dimensions(self, shape) -> tuple[int, int]:
         """(rows, columns) of this cut's matrix for a kernel of `shape`."""
-        if len(shape) != 4 or not all(size > 0 for size in shape):
-            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW) of positive size, got {tuple(shape)}")
+        sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()                     # a torch.Size is a tuple
+        if len(sizes) != 4 or not all(isinstance(size, numbers.Integral) and size > 0 for size in sizes):
+            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW) of positive size, got {shape!r}")
         rows = math.prod(shape[MODES.index(mode)] for mode in self.rows)
         return rows, math.prod(shape) // rows
 
@@ -176,7 +180,7 @@ def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.T
 
     Raises `ValueError` when the shapes differ or the kernel is zero.
     """
-    return _ratio(kernel - _alike(kernel, approximation), kernel)
+    return _ratio(kernel.double() - _alike(kernel, approximation).double(), kernel)
 
 
 def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
@@ -197,7 +201,7 @@ def _alike(kernel, approximation):
 
 
 def _ratio(part, kernel):
-    norm = torch.linalg.vector_norm(kernel, dtype=torch.float64)  # squares leave a smaller dtype's range
+    norm = torch.linalg.vector_norm(kernel, dtype=torch.float64)  # squares, and differences, leave a smaller dtype's range
     if norm == 0:
         raise ValueError(f"the kernel of shape {tuple(kernel.shape)} is zero: nothing is relative to it")
-    return (torch.linalg.vector_norm(part, dtype=torch.float64) / norm).to(part.dtype)
+    return (torch.linalg.vector_norm(part, dtype=torch.float64) / norm).to(kernel.dtype)

@@ -62,7 +62,8 @@ def entanglement_entropy(kernel: torch.Tensor, cut) -> torch.Tensor:
     The kernel is read as the amplitudes of a normalised state; its scale does not matter. Raises `ValueError` for a
     zero kernel, and as `singular_values` does. Source: the paper's entanglement-like correlations.
     """
-    return entropy(singular_values(kernel, cut))
+    wide = kernel.float() if kernel.dtype.itemsize < 4 else kernel  # a half's largest number is below many a norm
+    return entropy(singular_values(wide, cut)).to(kernel.dtype)
 
 
 # ---- compressible by chance --------------------------------------------------------------------------------------
