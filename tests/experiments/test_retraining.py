@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from tnlib import conv_kernels, evaluate, norm_kept, relative_error, singular_values
-from tnlib.experiments import measurements, retraining, training
+from tnlib.experiments import measurements, retraining, tables, training
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_rank_kept
 from tnlib.experiments.store import StoreError
+from tnlib.experiments.replacements import with_kernels
 from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
-from tnlib.experiments.strengths import with_kernels
 from tnlib.experiments.tables import bits_path, read_spectra, read_table
 from tnlib.experiments.weights import find_weights, load_model, read_card
 
@@ -249,18 +249,28 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     partial = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
     assert len(read_table(partial)) == 9 and set(read_table(partial)["arm"]) == {"continued", "reordered", "scratch"}
     assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
+    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "again"))
+    assert tables.find_table("retraining", "vanilla", "small", 0) is None, "what was cut off is to go on"
     with monkeypatch.context() as elsewhere, pytest.raises(StoreError, match='"training_precision": "bfloat16"'):
         elsewhere.setattr(measurements, "training_precision", lambda recipe: "bfloat16")
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+    assert tables.find_table("retraining", "vanilla", "small", 0) == again
     assert "missing" not in read_card(again) and "float" in read_card(again)["training_precision"]
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert again.read_bytes() == whole.read_bytes() and "missing" not in read_card(again), "a whole table stays"
+    again.with_suffix(".json").unlink()                                         # as a kill between the two leaves it
+    assert tables.find_table("retraining", "vanilla", "small", 0) is None
+    (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert len(read_card(again)["missing"]) == 3
 
 
 def test_a_run_that_cannot_be_made_does_not_stop_the_others(short, small, tmp_path, monkeypatch):

@@ -404,14 +404,26 @@ def test_weights_of_other_images_are_not_replaced(tmp_path):
     assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before and run(tmp_path)[0] == before
 
 
+def test_weights_of_another_network_of_the_same_name_are_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny-er", NETWORKS["tiny"])
+    train("tiny", dataset(name="er-mine"), folder=tmp_path, device="cpu", progress=False)
+    before = (tmp_path / "tiny-er-mine-s0.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"asked for \(tiny-er on mine, seed 0\): its card describes tiny on er-mine, seed 0"):
+        train("tiny-er", dataset(), folder=tmp_path, device="cpu", progress=False)
+    assert (tmp_path / "tiny-er-mine-s0.safetensors").read_bytes() == before
+
+
 BAD = {
     "network": (lambda folder: train("tinny", "shapes", folder=folder), "unknown network 'tinny'"),
+    "seed": (lambda folder: run(folder, seed="0"), "seed must be a whole number of at least 0, got '0'"),
     "data-set": (lambda folder: train("tiny", "shape", folder=folder), "unknown data set 'shape'"),
     "too-few": (lambda folder: run(folder, dataset(train=12)),
                 r"'mine': 11 train, .* has 11 training images; at least one batch of 12 is needed"),
     "no-train": (lambda folder: run(folder, Dataset(np.zeros((3, 16, 16, 3), np.uint8), [0, 1, 2])), "has 0 training"),
     "oblong": (lambda folder: run(folder, Dataset(*[np.zeros((30, 16, 32, 3), np.uint8), np.arange(30) % 3] * 2)),
                r"square images.* has \(16, 32\)"),
+    "grey": (lambda folder: run(folder, Dataset(*[np.zeros((30, 16, 16, 1), np.uint8), np.arange(30) % 3] * 2)),
+             "training takes images in colour, of three channels, and those of .* have 1"),
     "too-few-for-twins": (lambda folder: train("vanilla-true-labels", dataset(), folder=folder),
                           "this network is trained on 10,000 images, and Dataset.'mine'.* has fewer"),
     "size": (lambda folder: run(folder, dataset(side=20)), "image size divisible by 16, got .*image_size=20"),

@@ -141,10 +141,12 @@ def test_bad_input(model, dataset, arguments, message):
         truncation_sweep(model, dataset, **arguments)
 
 
-def test_a_zero_kernel_has_nothing_to_truncate(model):
+def test_a_zero_kernel_has_nothing_to_truncate_and_is_logged(caplog):
+    caplog.set_level("INFO")
     zeroed = Small()
     zeroed.last.weight.data.zero_()
     assert {labels["layer"] for labels, _ in cut_truncations(zeroed)} == {"first", "point", "depthwise"}
+    assert "layer last is left out: its kernel is zero" in caplog.text
 
 
 # ---- joint -------------------------------------------------------------------------------------------------------

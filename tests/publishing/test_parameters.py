@@ -49,7 +49,8 @@ def test_good_values_come_back_whole():
 
 
 @pytest.mark.parametrize("text, value", [("8", 8), ("0.5", 0.5), ("cifar100", "cifar100"), ("true", True),
-                                         ("OUT,KW", "OUT,KW"), ("[1, 2]", [1, 2]), ("{", "{")])
+                                         ("OUT,KW", "OUT,KW"), ("[1, 2]", [1, 2]), ("{", "{"),
+                                         ("1e-1", 0.1), ("010", "010"), ("off", "off"), ('"0"', "0")])
 def test_values_from_the_command_line(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
 

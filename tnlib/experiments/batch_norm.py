@@ -15,7 +15,7 @@ from torch import nn
 from .datasets import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
 from .networks import Recipe, conv_kernels
-from .replacements import dense
+from .replacements import with_kernels
 from .training import augmented
 from .truncations import joint_truncations
 
@@ -93,9 +93,7 @@ class Reestimation:
     def run(self, cut: str, level: float) -> Iterator[tuple[dict, Evaluation]]:
         """(labels, test evaluation) with either statistics. Labels: those of `keys` and of `joint_truncations`."""
         about, kernels = self._truncation(cut, level)
-        truncated = copy.deepcopy(self.model)
-        for layer, kernel in kernels.items():
-            truncated.get_submodule(layer).weight.data = dense(kernel)
+        truncated = with_kernels(self.model, kernels)
         pixels = augmented(split_arrays(self.dataset, "train")[0][self.images], self.recipe, AUGMENTATION_SEED)
         for key in self.keys(cut, level):
             network = truncated if key["statistics"] == "stored" else reestimated(truncated, pixels)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..tensors.cuts import CUTS, Cut
 from ..tensors.spectra import entanglement_entropy
-from .evaluation import eval_mode, exact_float32, split_arrays, to_unit_floats
+from .evaluation import eval_mode, exact_float32, prepared, split_arrays, to_unit_floats
 from .gauges import gauges
 from .networks import conv_kernels
 from .replacements import Replacements, chosen_layers, compared, dense, joined, labelled
@@ -36,13 +36,17 @@ def matched_noise(truncations: Replacements, draws: int = 5, seed: int = 0) -> R
             labels = {key: value for key, value in labels.items() if key != "data_aware_error"}  # the noise has another
             asked = sorted((key, value) for key, value in labels.items() if key not in MEASURED)
             for draw in range(draws):
-                digest = hashlib.sha256(repr((seed, draw, asked)).encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+                generator = _generator(repr((seed, draw, asked)))
                 yield labels | {"draw": draw}, {
                     layer: _noise(truncations.kernels[layer], dense(approximation), generator)
                     for layer, approximation in kernels.items()}
 
     return Replacements(truncations.kernels, draws * len(truncations), generate)
+
+
+def _generator(name: str) -> torch.Generator:
+    """Random numbers that depend on `name` and nothing else."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
 
 
 def _noise(kernel, approximation, generator):
@@ -84,8 +88,7 @@ def random_subspace(truncations: Replacements, match: str, seed: int = 0) -> Rep
 
 def _haar(size: int, name: str) -> torch.Tensor:
     """An orthogonal matrix (size, size), uniformly distributed, drawn by `name`; float64."""
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
-    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=_generator(name), dtype=torch.float64))
     return q * r.diagonal().sign()  # without the signs a QR is not uniform
 
 
@@ -188,7 +191,7 @@ def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.
     try:
         with eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
-                model(preprocess(torch.from_numpy(pixels[start:start + batch_size]).to(device)))
+                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
     finally:
         for hook in hooks:
             hook.remove()

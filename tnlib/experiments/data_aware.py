@@ -12,9 +12,9 @@ import torch
 from ..tensors.cuts import Cut
 from ..tensors.gram import lower_gram
 from ..tensors.network import patches
-from .evaluation import eval_mode, exact_float32, split_arrays, to_unit_floats
+from .evaluation import eval_mode, exact_float32, prepared, split_arrays, to_unit_floats
 from .growing import GrowingFactors
-from .replacements import Replacements, chosen_layers, chosen_ranks, dense
+from .replacements import Replacements, chosen_layers, chosen_ranks, dense, nonzero
 
 OUT = Cut.parse("OUT")
 
@@ -52,7 +52,7 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
     try:
         with eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
-                model(preprocess(torch.from_numpy(pixels[start:start + batch_size]).to(device)).to(device))
+                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,7 +99,7 @@ def data_aware_truncations(model, moments: dict[str, torch.Tensor], layers=None,
     kernels = chosen_layers(model, list(moments) if layers is None else layers)
     if missing := kernels.keys() - moments.keys():
         raise ValueError(f"moments has no second moment of {', '.join(map(repr, sorted(missing)))}")
-    places = {(layer, OUT.name): OUT.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()}
+    places = {(layer, OUT.name): OUT.max_rank(kernel.shape) for layer, kernel in nonzero(kernels).items()}
     plan = chosen_ranks(ranks, {place: most for place, most in places.items() if most > 1})
 
     def generate():

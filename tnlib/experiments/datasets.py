@@ -181,8 +181,14 @@ def data_folders(root=None) -> list[tuple[str, Path | None]]:
 
 
 def find_files(name: str, root=None) -> Path | None:
-    """The `.npz` or the folder of official files of a CIFAR data set, the first found; None where there is none."""
+    """The `.npz` or the folder of official files of a CIFAR data set, the first found; None where there is none.
+
+    Raises `FileNotFoundError` where `root` is no folder: it is what was asked for, not the other places.
+    """
     _, _, folder, _ = CIFAR[name]
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise FileNotFoundError(f"no folder {root}, where data sets were to be looked for: give another (root=, --data), or "
+                                f"none to look in the usual places")
     for _, place in data_folders(root):
         for candidate in () if place is None else (place / f"{name}.npz", place / folder):
             if candidate.exists():
@@ -197,16 +203,16 @@ def load_dataset(name, root=None) -> Dataset:
     `<name>.npz`, or as torchvision's own files (md5 checked). An `.npz` holds `test_images` (uint8, (N, H, W, C))
     and `test_labels` (int64, (N,)); `train_images`, `train_labels` and `classes` are optional.
 
-    Raises `FileNotFoundError` when it is nowhere (naming the places), `ValueError` for an unknown name or a file
+    Raises `FileNotFoundError` when it is nowhere (naming the places) or `root` is no folder, `ValueError` for an unknown name or a file
     that is corrupt or is not the data set that its name says.
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be {', '.join(map(repr, NAMES))}, or the path of an .npz file, got {name!r}")
-    if name == "shapes":
+    if (text := os.fspath(name)) == "shapes":
         return _shapes()
-    if name in CIFAR:
-        return _load_cifar(name, root)
+    if text in CIFAR:
+        return _load_cifar(text, root)
     path = Path(name).expanduser()
     if path.suffix != ".npz":
         raise ValueError(f"unknown data set {str(name)!r}: it takes {', '.join(map(repr, NAMES))}, "

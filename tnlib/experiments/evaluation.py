@@ -102,6 +102,18 @@ def check_logits(logits, target) -> None:
                          f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
 
 
+def prepared(preprocess, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What `preprocess` makes of a batch of images, on `device`. Raises `ValueError` where that is no tensor."""
+    try:
+        inputs = preprocess(batch)
+    except Exception as error:  # whatever the caller's own code raises
+        raise ValueError(f"preprocess does not take a uint8 batch {tuple(batch.shape)}: {type(error).__name__}: {error}") from error
+    if not isinstance(inputs, torch.Tensor) or len(inputs) != len(batch):
+        form = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+        raise ValueError(f"preprocess must make a tensor of a batch {tuple(batch.shape)}, one entry an image, got {form}")
+    return inputs.to(device)
+
+
 def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
     """What `model` answers to `inputs`, made of images of `shape`. Raises `ValueError` when it does not take them."""
     try:
@@ -116,7 +128,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
 
     `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
     The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, a model that does not
-    take the images, and logits that are not (N, classes), and `TypeError` for anything but a module.
+    take the images, logits that are not (N, classes) or not numbers, and a `preprocess` that makes no batch, and `TypeError` for anything but a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -128,8 +140,11 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
             target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)
-            logits = logits_of(model, preprocess(batch).to(parameter.device), images.shape[1:])
+            logits = logits_of(model, prepared(preprocess, batch, parameter.device), images.shape[1:])
             check_logits(logits, target)
             correct.append((logits.argmax(1) == target).cpu().numpy())
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
+    if np.isnan(loss):
+        raise ValueError(f"{type(model).__name__} answers images of the {split} split with NaN: an accuracy of that says nothing; "
+                         "are its weights finite?")
     return Evaluation(np.concatenate(correct), loss / len(labels))

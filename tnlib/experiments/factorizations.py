@@ -11,7 +11,7 @@ import torch
 from ..tensors.cuts import MODES, Cut, singular_values
 from ..tensors.decompositions import CHAIN_MODES, cp, hosvd, tensor_ring, tensor_train
 from ..tensors.spectra import rank_for_error
-from .replacements import (FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, compared,
+from .replacements import (FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, compared, nonzero,
                            rank_at)
 
 BOND_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -117,8 +117,7 @@ def ring_truncations(model, ranks=None, layers=None, seed=0, starts=1, max_itera
 
 def _spatial(model, layers):
     """Name → kernel of the layers chosen, without those that are 1×1 or zero."""
-    return {layer: kernel for layer, kernel in chosen_layers(model, layers).items()
-            if kernel.any() and kernel.shape[2:].numel() > 1}
+    return {layer: kernel for layer, kernel in nonzero(chosen_layers(model, layers)).items() if kernel.shape[2:].numel() > 1}
 
 
 def _at(ranks, grid, places):

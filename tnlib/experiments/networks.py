@@ -1,4 +1,4 @@
-"""The networks, and what is read off any network: its convolutions' kernels, in forward order."""
+"""The networks, and what is read off any network: its convolutions' kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,5 +1,6 @@
 """What all generators of replacements share: their form, and the layers, cuts and ranks that they are asked for."""
 
+import copy
 import itertools
 import logging
 import math
@@ -48,6 +49,14 @@ class Replacements:
 def dense(kernel: torch.Tensor | KernelFactors) -> torch.Tensor:
     """A kernel (OUT, IN, KH, KW) that a replacement gives, or that its factors give."""
     return kernel.to_kernel() if isinstance(kernel, KernelFactors) else kernel
+
+
+def with_kernels(model: torch.nn.Module, kernels: dict[str, torch.Tensor | KernelFactors]) -> torch.nn.Module:
+    """A copy of `model` with these kernels in place of the layers' own."""
+    copied = copy.deepcopy(model)
+    for layer, kernel in kernels.items():
+        copied.get_submodule(layer).weight.data = dense(kernel)
+    return copied
 
 
 def labelled(replacements: Replacements, **labels) -> Replacements:
@@ -111,6 +120,14 @@ def chosen_layers(model, layers=None) -> dict[str, torch.Tensor]:
         if layer not in kernels:
             raise ValueError(f"unknown layer {layer!r}: the model's convolutions are {', '.join(map(repr, kernels))}")
     return {layer: kernels[layer] for layer in layers}
+
+
+def nonzero(kernels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The kernels that are not zero, of which alone something can be truncated; the others are logged."""
+    for layer, kernel in kernels.items():
+        if not kernel.any():
+            log.info("layer %s is left out: its kernel is zero", layer)
+    return {layer: kernel for layer, kernel in kernels.items() if kernel.any()}
 
 
 def _several(name, values, takes) -> list:

@@ -24,8 +24,8 @@ from .datasets import Dataset, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
 from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network
-from .replacements import Replacements
-from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to, with_kernels
+from .replacements import Replacements, with_kernels
+from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to
 from .training import Training, augmented, training_precision
 from .weights import digest, find_weights, read_card, stem
 
@@ -67,10 +67,7 @@ def with_noise(model: nn.Module, factors: dict[str, KernelFactors], seed: int) -
     labels = {layer: tuple(map(len, factor.factors)) for layer, factor in factors.items()}  # what the draw depends on
     cells = Replacements(conv_kernels(model), 1, lambda: iter([(labels, approximations)]))
     _, kernels = next(iter(matched_noise(cells, 1, seed)))
-    copied = copy.deepcopy(model)
-    for layer, kernel in kernels.items():
-        copied.get_submodule(layer).weight.data = kernel
-    return copied
+    return with_kernels(model, kernels)
 
 
 # ---- the runs ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ A case truncates all layers at once until (accuracy − 1/C) is a given share, i
 by one relative error ε common to all layers, found by bisection on the held-out images.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from ..tensors.spectra import rank_for_error
 from .datasets import Dataset
 from .evaluation import evaluate
 from .networks import conv_kernels
+from .replacements import with_kernels
 
 STEPS = 10  # of the bisection: ε to a thousandth
 CP_FRACTIONS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.11, 0.16, 0.22, 0.32, 0.45, 0.64)  # of the kernel's parameters
@@ -106,11 +106,3 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
         "norm_kept": (kept / total) ** 0.5, "relative_error": (lost / total) ** 0.5,
         "parameters": sum(factors[layer].num_parameters if layer in factors else kernel.numel()
                           for layer, kernel in kernels.items())}
-
-
-def with_kernels(model, factors) -> nn.Module:
-    """A copy of `model` with the truncated kernels."""
-    copied = copy.deepcopy(model)
-    for layer, factor in factors.items():
-        copied.get_submodule(layer).weight.data = factor.to_kernel()
-    return copied

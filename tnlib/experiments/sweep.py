@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from ..tensors.factors import KernelFactors
-from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, split_arrays, to_unit_floats
+from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
 from .graph import CALLS, Network, alike, traced
 from .growing import continues
 from .networks import conv_kernels
@@ -156,7 +156,7 @@ def _chosen(pixels, labels, indices):
 def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one."""
     parameter = next(model.parameters())
-    probe = preprocess(torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device)).to(parameter.device)
+    probe = prepared(preprocess, torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device), parameter.device)
     with CALLS.as_they_are(), eval_mode(model):
         logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
     check_logits(logits, torch.from_numpy(np.sort(labels)[-len(probe):]))  # there must be a class for the highest

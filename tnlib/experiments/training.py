@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..tensors.checks import check_count
 from .datasets import Dataset, balanced_sample, load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
 from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
-from .weights import as_stored, check_trained_on, digest, initial_model, read_card, save_weights, stem
+from .weights import as_stored, check_called, check_trained_on, digest, initial_model, read_card, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
@@ -31,12 +32,15 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     They go to `folder`, by default runs/weights/, as `<model>-<dataset>-s<seed>.safetensors` and `.json`. After
     every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
-    in eval mode. Raises `ValueError` for an unknown network, a data set with too few training images or images that
-    are not square, a checkpoint that is corrupt, of another recipe or begun in another precision than this machine
-    trains in, or a loss that is no longer a number; and where weights of this name are there that were trained on
-    another data set.
+    in eval mode. Raises `TypeError` for what is no recipe, and `ValueError` for an unknown network, a seed that is no whole
+    number, a data set with too few training images or images that are not square or not in colour, a checkpoint that is
+    corrupt, of another recipe or begun in another precision than this machine trains in, or a loss that is no longer a
+    number; and where weights of this name are there of another network or data set.
     """
     entry = network(model)
+    check_count(seed, "seed", 0)
+    if not isinstance(recipe, (Recipe, type(None))):
+        raise TypeError(f"recipe must be a tnlib.experiments.networks.Recipe, or None for the network's own, got {recipe!r}")
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, entry)
     device = torch.device(device or default_device())
@@ -47,9 +51,13 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
                          f"{recipe.batch_size} is needed")
     if dataset.train_images.shape[1] != dataset.train_images.shape[2]:
         raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
+    if dataset.train_images.shape[3] != 3:
+        raise ValueError(f"training takes images in colour, of three channels, and those of {dataset!r} have "
+                         f"{dataset.train_images.shape[3]}; grey ones repeated three times would do")
     name = stem(model, dataset.name, seed)
     path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
     if path.is_file():  # which training anew may replace, but for those of other images
+        check_called(path, read_card(path), model, dataset.name, seed)
         check_trained_on(dataset, read_card(path))
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 

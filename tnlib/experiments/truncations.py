@@ -23,7 +23,7 @@ from .drops import counts
 from .evaluation import Evaluation
 from .growing import GrowingFactors
 from .replacements import (FRACTIONS, Replacements, chosen_cuts, chosen_fractions, chosen_layers, chosen_ranks,
-                           rank_at)
+                           nonzero, rank_at)
 from .sweep import sweep
 
 ERRORS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -83,7 +83,7 @@ def cut_truncations(model, layers=None, cuts=CUTS, ranks=None) -> Replacements:
     as `chosen_layers`, `chosen_cuts` and `chosen_ranks` do.
     """
     kernels, cuts = chosen_layers(model, layers), chosen_cuts(cuts)
-    places = {(layer, cut.name): cut.max_rank(kernel.shape) for layer, kernel in kernels.items() if kernel.any()
+    places = {(layer, cut.name): cut.max_rank(kernel.shape) for layer, kernel in nonzero(kernels).items()
               for cut in distinct_cuts(kernel.shape, cuts)}
     ranks = chosen_ranks(ranks, places)
 
@@ -111,7 +111,7 @@ def joint_truncations(model, cuts=CUTS, common="fraction", levels=None, layers=N
         raise ValueError(f"common must be 'fraction' or 'error', got {common!r}")
     rank_of = {"fraction": lambda spectrum, level: rank_at(level, len(spectrum)), "error": rank_for_error}[common]
     levels = chosen_fractions({"fraction": FRACTIONS, "error": ERRORS}[common] if levels is None else levels, "levels")
-    every = {layer: kernel for layer, kernel in chosen_layers(model).items() if kernel.any()}
+    every = nonzero(chosen_layers(model))
     kernels = {layer: every[layer] for layer in chosen_layers(model, layers) if layer in every}
     plan, seen = [], set()
     for cut in chosen_cuts(cuts):

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from ..tensors.factors import KernelFactors
-from .evaluation import exact_float32
+from .evaluation import exact_float32, prepared
 from .graph import CALLS, Network
 from .growing import runs
 
@@ -77,7 +77,7 @@ class Worker:
             size = math.ceil(len(labels) / math.ceil(len(labels) / size))  # all but alike: weights are laid out for one
             batches = []
             for first in range(0, len(labels), size):
-                image = preprocess(torch.from_numpy(pixels[first:first + size]).to(self.device)).to(self.device)
+                image = prepared(preprocess, torch.from_numpy(pixels[first:first + size]).to(self.device), self.device)
                 target = torch.from_numpy(labels[first:first + size]).to(self.device)
                 batches.append((split.before(image), target))
             self._kept = key, batches

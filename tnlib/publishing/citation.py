@@ -37,7 +37,10 @@ class Citation:
 
 def citation(path=ROOT / "CITATION.cff") -> Citation:
     """What CITATION.cff says. Raises `ValueError` that names the file and what it lacks."""
-    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     try:
         paper = said["references"][0]
         arxiv = next(known["value"].removeprefix("arXiv:") for known in paper["identifiers"]
@@ -45,7 +48,7 @@ def citation(path=ROOT / "CITATION.cff") -> Citation:
         return Citation(said["title"], _names(said), _bibtex(said), str(said["version"]), str(said["date-released"]),
                         _repository(said, path),
                         Reference(paper["title"], _names(paper), _bibtex(paper), paper["year"], paper["url"], arxiv))
-    except (KeyError, IndexError, StopIteration) as error:
+    except (KeyError, IndexError, StopIteration, TypeError) as error:  # TypeError: no mapping where there must be one
         raise ValueError(f"{path} lacks {error if error.args else 'an arXiv identifier of the paper'}") from error
 
 

@@ -8,6 +8,7 @@ only warns of an unknown name, so a notebook checks both itself: `check_running_
 import ast
 import hashlib
 import io
+import json
 import re
 import tokenize
 from dataclasses import dataclass
@@ -131,11 +132,10 @@ def _check_profile(values, section):
 
 
 def parse_value(text: str) -> Any:
-    """A value from the command line as YAML reads it: numbers, true and false, else text."""
-    import yaml
+    """A value from the command line as JSON has it (8, 1e-1, true, [4, 8]), else text: YAML would read 010 as 8."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return json.loads(text)
+    except ValueError:
         return text
 
 
