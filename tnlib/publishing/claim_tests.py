@@ -28,12 +28,13 @@ def harmless_truncations(points: pd.DataFrame, thresholds: dict, reading: str = 
 
     `points`: `one_points` by seed, layer and cut. `reading`: of the threshold, as in `as_norm_loss`.
     """
-    enough = reached(points["lambda_star"], as_norm_loss(thresholds["lambda_star"], reading))
+    loss = as_norm_loss(thresholds["lambda_star"], reading)
+    enough = reached(points["lambda_star"], loss)
     cuts = enough.groupby([points["seed"], points["layer"]]).sum()
     layers = (cuts >= thresholds["cuts_per_layer"]).groupby(level="seed").mean()
-    return (share_part(f"cells with λ* of at least {as_norm_loss(thresholds['lambda_star'], reading):.2g}",
+    return (share_part(f"cells with λ* of at least {loss:.2g}",
                    thresholds["share_of_cells"], enough.groupby(points["seed"]).mean(), len(points)),
-            share_part(f"layers with at least {thresholds['cuts_per_layer']} such cuts",
+            share_part(f"layers with at least {thresholds['cuts_per_layer']} cuts of λ* ≥ {loss:.2g}",
                    thresholds["share_of_layers"], layers, len(cuts)))
 
 

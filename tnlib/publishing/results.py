@@ -90,13 +90,9 @@ def _measured_once(experiment, model, dataset, seed, anew) -> Path:
 
 def _table(experiment, model, dataset, seed) -> Path | None:
     """`find_table`; on a page of the book only what is published, under the profile `full` only what was measured here."""
-    path = find_table(experiment, model, dataset, seed)
-    if path is None or section.of_the_book and path.parent != PUBLISHED / "results":
-        return None
-    if section.values.get("profile") != "full":
-        return path
-    own = RUNS / "results" / path.name
-    return own if own.is_file() else None
+    own = [RUNS / "results"] if section.values.get("profile") == "full" else None
+    path = find_table(experiment, model, dataset, seed, own)
+    return None if path and section.of_the_book and path.parent != PUBLISHED / "results" else path
 
 
 def _recipe(model: str, dataset: str) -> pd.DataFrame:
@@ -201,11 +197,11 @@ def available(experiment: str, model: str, datasets) -> list[str]:
 
 
 def about_networks(model: str, dataset: str, seeds=None) -> str:
-    """What a caption says of the networks `model` on `dataset` (those of `seeds`; None: all): "stem s2, 10 epochs, 83.6 %
-    right, n = 1, reduced". Reduced are networks of which one is less accurate than a verdict takes."""
+    """What a caption says of the networks `model` on `dataset` (those of `seeds`; None: all): "first layer of stride 2, 10 epochs,
+    83.6 % right, n = 1, reduced". Reduced are networks of which one is less accurate than a verdict takes."""
     found = results("networks", model, dataset)
     found = found[found["seed"].isin(found["seed"] if seeds is None else list(seeds))]
-    stems = [f"stem {stem}" for stem in found["stem"].dropna().unique()]
+    stems = [f"first layer of stride {stem.removeprefix('s')}" for stem in found["stem"].dropna().unique()]
     epochs = [f"{epochs} epochs" for epochs in results("recipe", model, dataset)["epochs"].unique()]
     reduced = ["reduced"] * bool(found["test_accuracy"].min() < least_accuracy(model, dataset))
     return ", ".join([*stems, *epochs, f"{100 * found['test_accuracy'].mean():.1f} % right", f"n = {len(found)}", *reduced])

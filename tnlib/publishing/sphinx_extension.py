@@ -1,5 +1,5 @@
-"""A Sphinx extension: each figure in both themes, its files below it, hyphens as they should be, what pages do without, and no
-unrun sources."""
+"""A Sphinx extension: each figure in both themes, its files below it, hyphens as they should be, a bibliography with the names
+by which its entries are cited, what pages do without, and no unrun sources."""
 
 import html
 import re
@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style as PlainStyle
+from pybtex.style.labels import BaseLabelStyle
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from .cards import about_sources, bibtex, read_cards, sentence
@@ -21,6 +24,7 @@ def setup(app):
         # Not a Sphinx error: those come with two tracebacks.
         raise SystemExit("This folder holds the book's sources, whose notebooks have no outputs: the pages would be "
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
+    register_plugin("pybtex.style.formatting", "cited", _AsCited)
     app.add_post_transform(_Hyphens)
     app.connect("doctree-read", _add_files, priority=400)  # before Sphinx copies the pictures that it finds
     app.connect("html-page-context", _without_thebe, priority=900)
@@ -93,6 +97,19 @@ class _Hyphens(SphinxPostTransform):
             if parts != [text]:
                 text.parent.replace(text, [nodes.inline("", part, classes=["unbroken"]) if NAME.fullmatch(part) else nodes.Text(part)
                                            for part in parts if part])
+
+
+class _AuthorsAndYear(BaseLabelStyle):
+    """As the text cites an entry: Kim et al., 2016."""
+
+    def format_labels(self, sorted_entries):
+        for entry in sorted_entries:
+            names = [" ".join(map(str, (*person.rich_prelast_names, *person.rich_last_names))) for person in entry.persons["author"]]
+            yield f"{names[0] if len(names) == 1 else ' and '.join(names) if len(names) == 2 else f'{names[0]} et al.'}, {entry.fields['year']}"
+
+
+class _AsCited(PlainStyle):
+    default_label_style = _AuthorsAndYear
 
 
 def _without_thebe(app, pagename, templatename, context, doctree):
