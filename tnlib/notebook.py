@@ -21,8 +21,9 @@ from .publishing.parameters import (CaseName, Count, CutName, DatasetName, Layer
                                     Ranks, Seed, Spread)
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import about_networks, available, measured, results, scorecard, titles
+from .publishing.scorecard import pair_text
 
-__all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "figure", "table", "value", "Diagram", "align",
+__all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
            "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases",
            "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",

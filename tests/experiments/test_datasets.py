@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,11 +290,16 @@ def small_cifar100(no_data, monkeypatch):
 
 def test_missing_data_names_the_three_places_and_what_to_do(no_data, monkeypatch):
     monkeypatch.setenv("TNLIB_DATA", str(no_data / "variable"))
+    with pytest.raises(FileNotFoundError, match=f"no folder {no_data / 'root'}, where data sets were to be looked for"):
+        load_dataset("cifar100", root=no_data / "root")
+    (no_data / "root").mkdir()
     with pytest.raises(FileNotFoundError) as caught:
         load_dataset("cifar100", root=no_data / "root")
     for part in ("root", "variable", "cache/tnlib/data"):
         assert str(no_data / part) in str(caught.value)
     assert "tnlib data fetch cifar100" in str(caught.value) and "cifar-100-python" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="'cifar100' is in none of the three places"):
+        load_dataset(Path("cifar100"))
     assert describe("cifar100") == ("nowhere", "run: tnlib data fetch cifar100")
 
 
@@ -301,8 +307,9 @@ def test_the_given_folder_comes_first_then_the_variable_then_the_cache(small_cif
     monkeypatch.setenv("TNLIB_DATA", str(no_data / "variable"))
     places = [no_data / "root", no_data / "variable", no_data / "cache" / "tnlib" / "data"]
     assert [place for _, place in data_folders(places[0])] == places
+    places[0].mkdir()
     for place in reversed(places):
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         np.savez(place / "cifar100.npz", **small_cifar100)
         assert find_files("cifar100", root=places[0]) == place / "cifar100.npz"
         assert load_dataset("cifar100", root=str(places[0])).name == "cifar100"

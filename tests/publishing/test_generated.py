@@ -115,7 +115,7 @@ def card_of(folder, seed, rows, *calls):
     (folder / "results").mkdir(exist_ok=True)
     path = folder / "results" / f"noise-vanilla-cifar10-s{seed}"
     path.with_suffix(".csv").write_text("x\n")
-    write_json(path.with_suffix(".json"), {"experiment": "noise", "model": "vanilla", "dataset": "cifar10", "rows": rows,
+    write_json(path.with_suffix(".json"), {"experiment": "noise", "model": "vanilla", "dataset": "cifar10", "rows": rows, "sha256": "",
                                            "calls": [PROVENANCE | call for call in calls]})
 
 
