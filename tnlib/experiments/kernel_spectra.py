@@ -22,7 +22,7 @@ COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "
 
 
 def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0,
-                   gauge_spread: float = 1.0, shuffled: bool = True) -> pd.DataFrame:
+                   gauge_spread: float = 1.0, shuffled: bool = True, side_by_side: int | None = None) -> pd.DataFrame:
     """The singular values of every kernel of `model` at every distinct, non-trivial cut: one row a value.
 
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
@@ -30,6 +30,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded", for `kind` "kernel"; `kind` is also "shuffled"
     (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
     where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time.
+    `side_by_side` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
     for gauge, network in gauges(model, gauge_seed, gauge_spread).items():
@@ -37,9 +38,9 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
             draws = samples if shuffled and gauge != "random" else 0
             spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
-                                  {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)})
+                                  {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side)
             if gauge == "trained":
-                gaussian = _gaussian_spectra(kernel.shape, samples)
+                gaussian = _gaussian_spectra(kernel.shape, samples, side_by_side)
                 spectra |= {("none", "gaussian", n): cuts for n, cuts in gaussian.items()}
                 spectra["none", "marchenko_pastur", 0] = {
                     cut.name: marchenko_pastur(*cut.dimensions(kernel.shape)) for cut in distinct_cuts(kernel.shape)
@@ -57,12 +58,12 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     return table
 
 
-def cut_spectra(kernels: dict) -> dict[object, dict[str, torch.Tensor]]:
+def cut_spectra(kernels: dict, side_by_side: int | None = None) -> dict[object, dict[str, torch.Tensor]]:
     """The singular values of several kernels: the kernel's name → distinct, non-trivial cut → values, as of
     `singular_values`.
 
-    Cuts are computed side by side, the largest first, in as many threads as torch has, each with one of them: several
-    threads that share one decomposition mostly wait for each other.
+    So many cuts are computed `side_by_side` (None: as many as torch has threads), the largest first, each in one thread:
+    several threads that share one decomposition mostly wait for each other.
     """
     todo = [(name, cut) for name, kernel in kernels.items() for cut in distinct_cuts(kernel.shape)]
     largest_first = sorted(todo, key=lambda job: -job[1].max_rank(kernels[job[0]].shape))
@@ -74,7 +75,7 @@ def cut_spectra(kernels: dict) -> dict[object, dict[str, torch.Tensor]]:
         return singular_values(kernels[name], cut)
 
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(side_by_side or threads) as pool:
             found = dict(zip(largest_first, pool.map(values, largest_first)))
     finally:
         torch.set_num_threads(threads)
@@ -85,10 +86,10 @@ def cut_spectra(kernels: dict) -> dict[object, dict[str, torch.Tensor]]:
 
 
 @cache
-def _gaussian_spectra(shape, samples) -> dict[int, dict[str, torch.Tensor]]:
+def _gaussian_spectra(shape, samples, side_by_side) -> dict[int, dict[str, torch.Tensor]]:
     """Spectra of Gaussian kernels depend on the shape alone: one computation for all networks and seeds."""
     ones = torch.ones(shape)
-    return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)})
+    return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)}, side_by_side)
 
 
 def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0,
@@ -99,9 +100,9 @@ def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int 
     """
     options = samples, gauge_seed, gauge_spread, shuffled
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: on a busy machine more threads wait for each other, for minutes
+    torch.set_num_threads(1)  # beside the cuts: on a busy machine more threads wait for each other, for minutes
     try:
-        frames = [kernel_spectra(load_model(model, dataset, seed), *options).assign(seed=seed)
+        frames = [kernel_spectra(load_model(model, dataset, seed), *options, side_by_side=threads).assign(seed=seed)
                   for seed in trained_seeds(model, dataset)]
     finally:
         torch.set_num_threads(threads)
