@@ -99,16 +99,17 @@ def test_the_deep_network_has_every_kernel_at_every_cut(shapes_jobs):
     assert len(both) == len(deep) == len(known) == 2 * 4 * 7
     assert np.allclose(both.deficit_share, both["mean"], atol=0.01)
 
-    values = {name: float(text) for name, text in glued_values(shapes_jobs["spectra"].executed).items() if name in ("taps-met", "taps-seen")}
+    values = glued_values(shapes_jobs["spectra"].executed)
     kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))["conv4"].double().numpy()
     meets = np.array([3, 4, 3]) / 4  # of four positions in a row, in how many a tap of the window lies on the picture
     share = (kernel ** 2 * np.outer(meets, meets)).sum() / (kernel ** 2).sum()
-    assert values == pytest.approx({"taps-seen": 100, "taps-met": 100 * share}, rel=1e-3)
+    assert float(values["taps-met"]) == pytest.approx(100 * share, rel=1e-3)
+    assert values["taps-seen"].strip("'") == "all, to within half a per cent,"
 
 
 def test_the_gauges_of_the_figure_differ_and_training_leaves_a_deficit(shapes_jobs):
     values = {name: float(text) for name, text in glued_values(shapes_jobs["spectra"].executed).items()
-              if name.startswith(("entropy-", "median-", "example-", "shuffled-"))}
+              if name.startswith(("entropy-", "median-", "example-", "shuffled-part"))}
     assert values["entropy-random"] < values["entropy-trained"] - 1
     assert abs(values["entropy-balanced"] - values["entropy-trained"]) < 1
     assert values["example-kept"] > values["example-kept-chance"]
