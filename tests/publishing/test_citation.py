@@ -57,7 +57,7 @@ def test_the_address_is_read_and_one_that_makes_no_button_is_refused(tmp_path):
     assert citation(edited(tmp_path, **{"repository-code": ADDRESS + "/"})).repository == ADDRESS
     with pytest.raises(ValueError, match="repository-code is 'https://example.org/x'.*github.com"):
         citation(edited(tmp_path, **{"repository-code": "https://example.org/x"}))
-    for broken, words in (("title: [", "CITATION.cff is not valid YAML"), ("[]", "CITATION.cff lacks ")):
+    for broken, words in (("title: [", "CITATION.cff is not valid YAML"), ("[]", "does not have the form of a CITATION.cff")):
         (tmp_path / "CITATION.cff").write_text(broken)
         with pytest.raises(ValueError, match=words):
             citation(tmp_path / "CITATION.cff")

@@ -199,3 +199,9 @@ def test_a_second_process_waits_and_what_a_killed_run_left_is_cleared(tmp_path, 
     with held([job], said.append):
         run([job], said.append)
     assert outdated(job) == [] and not (tmp_path / ".out.running").exists()
+    (tmp_path / ".out.running").mkdir()
+    job.folder.rename(tmp_path / ".out.running" / "before")                     # … at the worst moment
+    notebook(tmp_path / "tiny.ipynb", HEAD, "raise ValueError('not this time')")
+    with pytest.raises(NotebookError):
+        run([job], said.append)
+    assert job.has_run and building.glued_values(job.executed) == {"double": "10"}

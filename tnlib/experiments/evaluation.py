@@ -103,12 +103,13 @@ def check_logits(logits, target) -> None:
 
 
 def prepared(preprocess, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """What `preprocess` makes of a batch of images, on `device`. Raises `ValueError` where that is no tensor."""
+    """What `preprocess` makes of a batch of images, on `device`. Raises `ValueError` where it fails, or makes no tensor with
+    one entry an image."""
     try:
         inputs = preprocess(batch)
     except Exception as error:  # whatever the caller's own code raises
         raise ValueError(f"preprocess does not take a uint8 batch {tuple(batch.shape)}: {type(error).__name__}: {error}") from error
-    if not isinstance(inputs, torch.Tensor) or len(inputs) != len(batch):
+    if not isinstance(inputs, torch.Tensor) or inputs.shape[:1] != batch.shape[:1]:
         form = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
         raise ValueError(f"preprocess must make a tensor of a batch {tuple(batch.shape)}, one entry an image, got {form}")
     return inputs.to(device)
@@ -128,7 +129,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
 
     `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
     The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, a model that does not
-    take the images, logits that are not (N, classes) or not numbers, and a `preprocess` that makes no batch, and `TypeError` for anything but a module.
+    take the images, logits that are not (N, classes) or not finite, and a `preprocess` that makes no batch, and `TypeError` for anything but a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -145,6 +146,6 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
             correct.append((logits.argmax(1) == target).cpu().numpy())
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
     if np.isnan(loss):
-        raise ValueError(f"{type(model).__name__} answers images of the {split} split with NaN: an accuracy of that says nothing; "
+        raise ValueError(f"{type(model).__name__} answers images of the {split} split with NaN or infinity: an accuracy of that says nothing; "
                          "are its weights finite?")
     return Evaluation(np.concatenate(correct), loss / len(labels))

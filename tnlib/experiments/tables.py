@@ -81,8 +81,9 @@ def find_table(experiment: str, model: str, dataset: str, seed: int, folders=Non
               "weights": read_card(find_weights(model, dataset, seed))["sha256"]}
     for folder in folders or FOLDERS:
         path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
-        if has_card(path) and wanted.items() <= (card := read_card(path)).items() and (
-                folder == PUBLISHED / "results" or "missing" not in card):
+        card = read_card(path) if has_card(path) else {}
+        said = card | {"dataset": data_name(str(card.get("dataset")))}
+        if wanted.items() <= said.items() and (folder == PUBLISHED / "results" or "missing" not in card):
             return path
     return None
 

@@ -108,7 +108,8 @@ def check_called(path, card: dict, model: str, dataset: str, seed: int) -> None:
     """Raise `ValueError` where a card is of another network than the one asked for, which may be called the same: vanilla on
     constant-x.npz, and vanilla-constant on x.npz."""
     asked = {"model": model, "dataset": data_name(dataset), "seed": seed}
-    if (described := {name: card.get(name) for name in asked}) != asked:
+    described = {name: card.get(name) for name in asked} | {"dataset": data_name(str(card.get("dataset")))}
+    if described != asked:
         words = lambda of: "{model} on {dataset}, seed {seed}".format(**of)
         raise ValueError(f"{path} is not the network asked for ({words(asked)}): its card describes {words(described)}; it was "
                          "renamed or copied, or two networks have one name")

@@ -48,7 +48,9 @@ def citation(path=ROOT / "CITATION.cff") -> Citation:
         return Citation(said["title"], _names(said), _bibtex(said), str(said["version"]), str(said["date-released"]),
                         _repository(said, path),
                         Reference(paper["title"], _names(paper), _bibtex(paper), paper["year"], paper["url"], arxiv))
-    except (KeyError, IndexError, StopIteration, TypeError) as error:  # TypeError: no mapping where there must be one
+    except (TypeError, AttributeError) as error:  # a text or a list where there must be a mapping, or the other way round
+        raise ValueError(f"{path} does not have the form of a CITATION.cff: {error}") from error
+    except (KeyError, IndexError, StopIteration) as error:
         raise ValueError(f"{path} lacks {error if error.args else 'an arXiv identifier of the paper'}") from error
 
 
