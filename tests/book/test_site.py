@@ -10,6 +10,7 @@ import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import PUBLISHED, ROOT
+from tnlib.experiments.tables import read_table
 from tnlib.publishing.building import BUILD
 from tnlib.publishing.running import sections
 from tnlib.publishing.site import render, stage_page
@@ -147,3 +148,16 @@ def test_the_readme_shows_the_figure_of_the_published_book():
     for id in shown:
         made = list((BUILD / "executed").glob(f"*/figures/{id}.svg"))
         assert [path.read_bytes() for path in made] == [(PUBLISHED / "figures" / f"{id}.svg").read_bytes()]
+
+
+@pytest.mark.published
+def test_the_controls_of_the_second_data_set_are_those_of_its_tables(site):
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", read(site, "book/06_controls"))).split())
+    networks, share = re.search(r"On CIFAR-100 \((\d+) networks\) the truncation does less harm, of the pairs that tell, in (\d+) % "
+                                "against matched noise", text).groups()
+    shares = []
+    for path in (PUBLISHED / "results").glob("controls-vanilla-cifar100-s*.csv"):
+        drops = read_table(path).pivot_table(index=["layer", "cut", "rank"], columns="kind", values="accuracy_drop")
+        telling = drops[drops[["truncation", "noise"]].max(axis=1) > 1]
+        shares.append((telling["truncation"] < telling["noise"]).mean())
+    assert int(networks) == len(shares) and share == f"{100 * sum(shares) / len(shares):.0f}"
