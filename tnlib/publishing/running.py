@@ -149,23 +149,27 @@ def run(jobs: list[Job], say=print) -> None:
 def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
     """Run one notebook in this process; return what went wrong, and the seconds it took."""
     beside = job.folder.with_name(f".{job.folder.name}.running")
-    before = beside / "before"
-    if before.exists() and not job.folder.exists():
-        before.rename(job.folder)  # that run was killed between the two renames below
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    before = beside / "before"  # the last good run, removed only when the new one is in its place
+
+    def clear():
+        if before.exists() and not job.folder.exists():
+            before.rename(job.folder)
+        shutil.rmtree(beside, ignore_errors=True)
+
+    clear()  # what a run left that was killed
     made = replace(job, folder=beside / job.folder.name)  # takes the place of the last good run when it has ended
     try:
         problem, seconds = _execute_into(made, stamp, position, threads)
         if problem is None:
             if job.folder.exists():
-                job.folder.rename(before)  # removed only when the new one is in its place
+                job.folder.rename(before)
             made.folder.rename(job.folder)
         else:
             job.folder.mkdir(exist_ok=True)
             shutil.copy(made.executed, job.stopped)
             problem += f"The notebook as far as it ran: {job.stopped}"
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        clear()
     return problem, seconds
 
 
