@@ -108,7 +108,7 @@ def prepared(preprocess, batch: torch.Tensor, device: torch.device) -> torch.Ten
     try:
         inputs = preprocess(batch)
     except Exception as error:  # whatever the caller's own code raises
-        raise ValueError(f"preprocess does not take a uint8 batch {tuple(batch.shape)}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"preprocess fails on a uint8 batch {tuple(batch.shape)}: {type(error).__name__}: {error}") from error
     if not isinstance(inputs, torch.Tensor) or inputs.shape[:1] != batch.shape[:1]:
         form = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
         raise ValueError(f"preprocess must make a tensor of a batch {tuple(batch.shape)}, one entry an image, got {form}")
