@@ -153,8 +153,8 @@ def test_the_readme_shows_the_figure_of_the_published_book():
 @pytest.mark.published
 def test_the_controls_of_the_second_data_set_are_those_of_its_tables(site):
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", read(site, "book/06_controls"))).split())
-    networks, share = re.search(r"On CIFAR-100 \((\d+) networks\) the truncation does less harm, of the pairs that tell, in (\d+) % "
-                                "against matched noise", text).groups()
+    networks, share = re.search(r"On a second data set \((\d+) networks on CIFAR-100\) these shares are, in the same order, \d+ %, "
+                                r"\d+ %, (\d+) %,", text).groups()
     shares = []
     for path in (PUBLISHED / "results").glob("controls-vanilla-cifar100-s*.csv"):
         drops = read_table(path).pivot_table(index=["layer", "cut", "rank"], columns="kind", values="accuracy_drop")
