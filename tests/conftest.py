@@ -1,13 +1,16 @@
 """What holds for all tests: reproducible properties, few threads, and what a test needs that not every machine has."""
 
 import os
+import pickle
 import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tnlib.experiments.datasets import CIFAR, find_files
+from tnlib.publishing.scorecard import scorecard
 
 settings.register_profile("tnlib", deadline=None, derandomize=True, max_examples=30, database=None)
 settings.load_profile("tnlib")
@@ -53,6 +56,23 @@ def pytest_sessionfinish(session, exitstatus):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if CI and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder of this run of the tests, the same in all of its processes: what one has built there, the others find."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def card(shared):
+    """The scorecard of what is published: half a minute and more of spectra, once for all processes."""
+    kept = shared / "scorecard.pickle"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(scorecard()))
+    return pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture

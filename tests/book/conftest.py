@@ -14,13 +14,6 @@ from ..conftest import CHROMIUM
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder of this run of the tests, the same in all of its processes: what one has built there, the others find."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
 def shapes_jobs(shared):
     """Every section of the book, executed with the `shapes` profile: name → job."""
     jobs = {name: Job(section, section_values(section, "shapes", {}), shared / "shapes" / name)

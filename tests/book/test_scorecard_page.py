@@ -9,16 +9,10 @@ import pytest
 
 from tnlib.experiments.files import ROOT, sha256_of
 from tnlib.publishing.claims import read_amendments, read_claims
-from tnlib.publishing.scorecard import scorecard
 
 from .test_claims import FIXED
 
 PLAIN = str.maketrans("’−", "'-")  # what a page sets in print
-
-
-@pytest.fixture(scope="module")
-def card():
-    return scorecard()
 
 
 def rows_of(page, which):

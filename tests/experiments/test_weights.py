@@ -1,6 +1,5 @@
 """Weights and their cards: what is saved is what is loaded, and nothing else is."""
 
-import dataclasses
 import hashlib
 import json
 import os
