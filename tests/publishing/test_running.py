@@ -98,9 +98,11 @@ def test_a_page_is_stale_when_the_library_what_is_published_or_a_package_changes
         running._published.cache_clear(), running._packages.cache_clear()
 
 
-def test_a_run_leaves_a_record_of_how_it_ran(tmp_path, light):
-    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + "\nimport os; nb.value('threads', int(os.environ['OMP_NUM_THREADS']))"),
-              {"rank": 5}, tmp_path / "out")
+def test_a_run_leaves_a_record_of_how_it_ran(tmp_path, light, monkeypatch):
+    monkeypatch.setattr(running.torch, "get_num_threads", lambda: 2)  # as many as torch takes, and not those that only spin
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    threads = "\nimport os; nb.value('threads', int(os.environ['OMP_NUM_THREADS'])); nb.value('wait', os.environ['OMP_WAIT_POLICY'])"
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + threads), {"rank": 5}, tmp_path / "out")
     assert not job.has_run
     begun = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
     run([job], lambda words: None)
@@ -108,7 +110,8 @@ def test_a_run_leaves_a_record_of_how_it_ran(tmp_path, light):
     assert job.has_run and json.loads((job.folder / "run.json").read_text()) == record
     assert record["parameters"] == record["changed"] == {"rank": 5}
     assert begun <= datetime.datetime.fromisoformat(record["started"]) <= begun + datetime.timedelta(seconds=60)
-    assert 0 < record["seconds"] < 60 and str(record["threads"]) == building.glued_values(job.executed)["threads"]
+    values = building.glued_values(job.executed)
+    assert 0 < record["seconds"] < 60 and record["threads"] == int(values["threads"]) == 2 and "passive" in values["wait"]
     assert record["versions"]["python"] == platform.python_version()
     assert all(record["versions"][package] == version(package) for package in ("torch", "numpy", "papermill", "jupyter-book"))
     assert record["git_commit"] == git_commit() and record["device"] and record["platform"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 from filelock import FileLock, Timeout
 from sphinx_external_toc.parsing import parse_toc_yaml
 from traitlets.config import Config
@@ -134,7 +135,7 @@ def run(jobs: list[Job], say=print) -> None:
     if not todo:
         return
     workers = min(len(todo), os.cpu_count() or 1)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_execute, job, stamp, position, threads) for position, (job, stamp) in enumerate(todo)]
         problems = []
@@ -180,6 +181,7 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
 
     os.environ[OUTPUT_VARIABLE] = str(job.folder)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other programs, threads that spin wait ten times as long
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
     job.folder.mkdir(parents=True)
     record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values}
