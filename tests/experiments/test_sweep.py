@@ -63,6 +63,16 @@ def test_what_is_left_by_one_cell_does_not_reach_the_next(name):
             assert evaluation.loss == forwards[labels["cell"]].loss
 
 
+def test_nan_is_no_answer():
+    """The largest of NaN is the first class, which here would be right."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    dataset = Dataset(np.full((20, 8, 8, 3), 200, np.uint8), np.zeros(20, np.int64))
+    with torch.no_grad():
+        model[-1].weight[1:] *= -1
+    ((_, found),) = run(model, dataset, [({}, {"2": torch.full((4, 4, 3, 3), 3e38)})])
+    assert not found.correct.any() and np.isnan(found.loss)
+
+
 def test_a_layer_that_eval_mode_never_calls_changes_nothing():
     model, dataset = model_and_data("misnamed")
     kernel = conv_kernels(model)["auxiliary"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..tensors.cuts import CUTS, Cut
 from ..tensors.spectra import entanglement_entropy
-from .evaluation import eval_mode, exact_float32, prepared, split_arrays, to_unit_floats
+from .evaluation import split_arrays, watch
 from .gauges import gauges
 from .networks import conv_kernels
 from .replacements import Replacements, chosen_layers, compared, dense, joined, labelled
@@ -166,7 +166,7 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tup
     the training images `images`. All other weights are the model's own, not copies. Labels: `layer, cut` ("none")`, rank`
     (0) and the rest as of a truncation.
     """
-    means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess or to_unit_floats), []
+    means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess), []
     for layer, kernel in chosen_layers(model).items():
         network = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *model.buffers())})
         network.get_submodule(layer).bias = nn.Parameter(means[layer].to(kernel))
@@ -177,24 +177,15 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tup
     return parts
 
 
-def _mean_outputs(model, pixels, preprocess, batch_size=100) -> dict[str, torch.Tensor]:
+def _mean_outputs(model, pixels, preprocess) -> dict[str, torch.Tensor]:
     """Layer → the mean of its output by channel, (OUT,), float64."""
     sums, counts = {}, {}
 
-    def add(layer, output):
+    def add(layer, _, output):
         sums[layer] = sums.get(layer, 0) + output.double().sum((0, 2, 3))
         counts[layer] = counts.get(layer, 0) + output[:, 0].numel()
 
-    hooks = [model.get_submodule(layer).register_forward_hook(lambda _, __, output, layer=layer: add(layer, output))
-             for layer in conv_kernels(model)]
-    device = next(model.parameters()).device
-    try:
-        with eval_mode(model), torch.inference_mode(), exact_float32():
-            for start in range(0, len(pixels), batch_size):
-                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(model, conv_kernels(model), add, pixels, preprocess)
     return {layer: (total / counts[layer]).clone() for layer, total in sums.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from ..tensors.cuts import Cut
 from ..tensors.gram import lower_gram
 from ..tensors.network import patches
-from .evaluation import eval_mode, exact_float32, prepared, split_arrays, to_unit_floats
+from .evaluation import split_arrays, watch
 from .growing import GrowingFactors
 from .replacements import Replacements, chosen_layers, chosen_ranks, dense, nonzero
 
@@ -35,7 +35,7 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
     modules = {layer: module for layer, module in modules.items() if module.groups == 1}
     sums, counts = {}, dict.fromkeys(modules, 0)
 
-    def add(layer, image):
+    def add(layer, image, _):
         module = modules[layer]
         patch = patches(image, module.kernel_size, module.stride, module.padding, module.dilation)
         matrix = patch.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)       # [IN·KH·KW, N·H'·W']
@@ -46,16 +46,7 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
 
     pixels = split_arrays(dataset, split)[0]
     pixels = pixels if images is None else pixels[images]
-    device, preprocess = next(model.parameters()).device, preprocess or to_unit_floats
-    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: add(layer, inputs[0]))
-             for layer, module in modules.items()]
-    try:
-        with eval_mode(model), torch.inference_mode(), exact_float32():
-            for start in range(0, len(pixels), batch_size):
-                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(model, modules, add, pixels, preprocess, batch_size)
     return {layer: (total.tril() + total.tril(-1).T) / counts[layer] for layer, total in sums.items()}
 
 

@@ -124,6 +124,21 @@ def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
                          f"preprocess): {error}") from None
 
 
+def watch(model, layers, see, pixels, preprocess=None, batch_size: int = 100) -> None:
+    """Run `model` in eval mode on the images `pixels`, uint8 (N, H, W, C), and call `see(layer, input, output)` whenever one of
+    `layers` has run."""
+    hooks = [model.get_submodule(layer).register_forward_hook(lambda _, inputs, output, layer=layer: see(layer, inputs[0], output))
+             for layer in layers]
+    device, preprocess = next(model.parameters()).device, preprocess or to_unit_floats
+    try:
+        with eval_mode(model), torch.inference_mode(), exact_float32():
+            for start in range(0, len(pixels), batch_size):
+                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: int = 1000) -> Evaluation:
     """Evaluate `model` on the images of one split: "test" (the default), "validation" or "train".
 

@@ -14,6 +14,7 @@ from ..tensors.cuts import CUTS, distinct_cuts, singular_values
 from ..tensors.network import patches
 from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglement_entropy, entropy, gaussian_like,
                                marchenko_pastur, participation_ratio, rank_for_norm, shuffled_rows)
+from .evaluation import watch
 from .gauges import gauges
 from .networks import conv_kernels
 from .weights import load_model, trained_seeds
@@ -126,15 +127,8 @@ def seen_taps(model: torch.nn.Module, image_size: int) -> pd.DataFrame:
     layers = {layer: model.get_submodule(layer) for layer, kernel in conv_kernels(model).items()
               if kernel.shape[2:].numel() > 1}
     sizes = {}
-    hooks = [module.register_forward_pre_hook(lambda _, inputs, layer=layer: sizes.update({layer: inputs[0].shape[2:]}))
-             for layer, module in layers.items()]
-    device = next(model.parameters()).device
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, image_size, image_size, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(model, layers, lambda layer, image, _: sizes.update({layer: image.shape[2:]}),
+          np.zeros((1, image_size, image_size, 3), np.uint8))
     rows = []
     for layer, (height, width) in sizes.items():
         conv = layers[layer]
