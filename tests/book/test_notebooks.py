@@ -254,6 +254,25 @@ def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_publishe
         assert all(curve.sort_values("rank")["fit"].is_monotonic_increasing for _, curve in fits.groupby("layer"))
 
 
+def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_published_tables():
+    """CP is nearest at equal parameters, harmless with fewer than any cut that was measured, and far from the kernel there."""
+    paths = list((PUBLISHED / "results").glob("cp-resnet50-cifar*.csv"))
+    assert paths
+    for path in paths:
+        fits = read_table(path)
+        assert fits["largest_component_norm"].max() < 1.5 and (fits.loc[fits["rank"] == 1, "relative_error"] > 0.9).all()
+        cuts = read_table(path.with_name(path.name.replace("cp", "truncation")))
+        for layer, curve in fits.groupby("layer"):
+            along = cuts[cuts["layer"] == layer]
+            beside = along[along["parameters"] < 1.02 * curve["parameters"].max()]  # as many as the largest fit, or fewer
+            assert len(beside)
+            for cut in beside.itertuples():
+                assert cut.relative_error > np.interp(np.log(cut.parameters), np.log(curve["parameters"]), curve["relative_error"])
+            least = lambda table: table[(table["accuracy_drop"] < 0.6) & (table["lost"] < 60)]["parameters"].min()
+            assert least(curve) < least(along)
+            assert curve.set_index("parameters").loc[least(curve), "relative_error"] > 0.5
+
+
 def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
     """Where its accuracy is level, where it is gone, and that of one loss of norm more is left at OUT and IN than at OUT,IN."""
     table = read_table(PUBLISHED / "results" / "joint-resnet50-cifar10-s0.csv").query("layers == 'all'")
