@@ -134,17 +134,24 @@ def run(jobs: list[Job], say=print) -> None:
             todo.append((job, stamp))
     if not todo:
         return
-    workers = min(len(todo), os.cpu_count() or 1)
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_execute, job, stamp, position, threads) for position, (job, stamp) in enumerate(todo)]
-        problems = []
-        for (job, _), future in zip(todo, futures):
-            problem, seconds = future.result()
-            say(f"{job.section.name}: {'failed' if problem else 'done'} after {seconds:.0f} s")
-            problems += [problem] if problem else []
+    problems = []
+    for (job, _), (problem, seconds) in zip(todo, _executed(todo)):
+        say(f"{job.section.name}: {'failed' if problem else 'done'} after {seconds:.0f} s")
+        problems += [problem] if problem else []
     if problems:
         raise NotebookError("\n".join(problems))
+
+
+def _executed(todo):
+    """What `_execute` returns of each job and its stamp, in their order."""
+    workers = min(len(todo), os.cpu_count() or 1)
+    threads = max(1, torch.get_num_threads() // workers)
+    if workers == 1:  # here: another process would first have to import everything, which takes seconds
+        yield from (_execute(job, stamp, 0, threads) for job, stamp in todo)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_execute, job, stamp, position, threads) for position, (job, stamp) in enumerate(todo)]
+        yield from (future.result() for future in futures)
 
 
 def _execute(job: Job, stamp: dict, position: int, threads: int) -> tuple[str | None, float]:
@@ -179,16 +186,15 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    os.environ[OUTPUT_VARIABLE] = str(job.folder)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other programs, threads that spin wait ten times as long
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning is not the reader's
+    asked = {OUTPUT_VARIABLE: str(job.folder), "OMP_NUM_THREADS": str(threads),
+             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # beside other programs, threads that spin take ten times as long
+             "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # the debugger's warning is not the reader's
     job.folder.mkdir(parents=True)
     record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values}
     begun = time.perf_counter()
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
-        with tempfile.TemporaryDirectory(prefix="tnlib-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="tnlib-") as sockets, _environment(asked):
             # Files of this user instead of ports of this machine: no two kernels meet, and no warning on the page.
             local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
             papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
@@ -208,6 +214,20 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
     stamp = stamp | {"your results": _own_results(job)}  # with what the page itself has measured
     write_json(job.folder / "stamp.json", stamp)  # last: with it, everything is there
     return None, time.perf_counter() - begun
+
+
+@contextmanager
+def _environment(variables: dict[str, str]):
+    """What this process starts has these environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _label_figures(path: Path) -> None:
