@@ -255,9 +255,10 @@ def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_publishe
 
 
 def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_published_tables():
-    """CP is nearest at equal parameters, harmless with fewer than any cut that was measured, and far from the kernel there."""
-    paths = list((PUBLISHED / "results").glob("cp-resnet50-cifar*.csv"))
-    assert paths
+    """CP is nearest at equal parameters, harmless with fewer than the cuts in all but one kernel, and far from the kernel there; and with
+    next to nothing of the late kernel little is lost."""
+    paths = sorted((PUBLISHED / "results").glob("cp-resnet50-cifar*.csv"))
+    assert len(paths) == 2
     for path in paths:
         fits = read_table(path)
         assert fits["largest_component_norm"].max() < 1.5 and (fits.loc[fits["rank"] == 1, "relative_error"] > 0.9).all()
@@ -268,9 +269,14 @@ def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_pub
             assert len(beside)
             for cut in beside.itertuples():
                 assert cut.relative_error > np.interp(np.log(cut.parameters), np.log(curve["parameters"]), curve["relative_error"])
-            least = lambda table: table[(table["accuracy_drop"] < 0.6) & (table["lost"] < 60)]["parameters"].min()
-            assert least(curve) < least(along)
-            assert curve.set_index("parameters").loc[least(curve), "relative_error"] > 0.5
+            harmless = lambda table: table[(table["accuracy_drop"] < 0.6) & (table["lost"] < 60)]
+            needed = layer.startswith("layer1") and "cifar100" in path.name
+            assert (harmless(curve)["parameters"].min() < harmless(along)["parameters"].min()) == (not needed)
+            assert (harmless(curve)["relative_error"].max() > 0.6) == (not needed)
+        one = fits[fits["rank"] == 1].set_index("layer")["accuracy_drop"]
+        assert one["layer1.1.conv2"] > 5 and one["layer4.0.conv2"] < 2
+    late = fits[(fits["layer"] == "layer4.0.conv2") & (fits["rank"] <= 8)]  # of the last table, CIFAR-100's
+    assert path.name.startswith("cp-resnet50-cifar100") and late["accuracy_drop"].between(1, 1.6).all() and np.ptp(late["relative_error"]) > 0.05
 
 
 def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
