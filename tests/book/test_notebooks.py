@@ -273,6 +273,10 @@ def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_pub
             needed = layer.startswith("layer1") and "cifar100" in path.name
             assert (harmless(curve)["parameters"].min() < harmless(along)["parameters"].min()) == (not needed)
             assert (harmless(curve)["relative_error"].max() > 0.6) == (not needed)
+        early, beside = (table[table["layer"] == "layer1.1.conv2"] for table in (fits, cuts))
+        worst = beside.loc[beside["accuracy_drop"].idxmax()]
+        near = early[(early["relative_error"] - worst["relative_error"]).abs() < 0.03]
+        assert len(near) and (worst["accuracy_drop"] > 2.5 * near["accuracy_drop"]).all()
         one = fits[fits["rank"] == 1].set_index("layer")["accuracy_drop"]
         assert one["layer1.1.conv2"] > 5 and one["layer4.0.conv2"] < 2
     late = fits[(fits["layer"] == "layer4.0.conv2") & (fits["rank"] <= 8)]  # of the last table, CIFAR-100's
