@@ -8,6 +8,7 @@ import pypdf
 import pytest
 
 from tnlib.experiments.files import ROOT
+from tnlib.publishing import gallery
 from tnlib.publishing.cards import bibtex, sentence
 
 from .conftest import patient_context
@@ -141,3 +142,10 @@ def test_the_concordance_names_every_figure_of_the_paper_that_we_know_of():
     for number in range(1, 6):
         assert f"| Figure {number} |" in text
     assert "were not available to us" in text
+
+
+def test_what_can_be_chosen_stands_in_one_order_for_every_process():
+    """Or the page would be another one with each build, and all be rendered again: the order of a set is a process's own."""
+    names = [f"network-{letter}" for letter in "hcafbged"]
+    cards = [{"claims": [], "sources": [{"model": name} for name in names]}]
+    assert re.findall(r">(network-.)<", gallery._filters(cards)) == sorted(names)

@@ -74,6 +74,17 @@ def test_only_the_sections_that_are_named_and_those_that_never_ran_are_brought_u
     assert ran == [("other", 8)]
 
 
+def test_a_profile_given_twice_is_refused(ran):
+    with pytest.raises(ParameterError, match="--profile full and -p profile shapes do not go together"):
+        build_book("full", given={"profile": "shapes"})
+    assert not ran
+
+
+def test_numbers_that_differ_are_shown_so():
+    for ours, theirs in (("45313", "45312"), ("0.83414", "0.83412")):
+        assert building._short(ours) != building._short(theirs)
+
+
 def test_a_parameter_that_no_section_has_is_refused_with_those_that_there_are(ran):
     with pytest.raises(ParameterError, match="no section has a parameter 'rnak'. There are:\n  tiny: rank\n  other: rank"):
         build_book("published", given={"rnak": 3})

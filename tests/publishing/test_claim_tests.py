@@ -59,6 +59,13 @@ def test_one_network_is_inconclusive_whatever_it_says(estimate):
     assert "one network" in reason_of((part,), "inconclusive")
 
 
+def test_a_claims_file_that_is_no_yaml_is_named(monkeypatch, tmp_path):
+    (tmp_path / "claims.yml").write_text("a: [")
+    monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims.yml")
+    with pytest.raises(ValueError, match="claims.yml is not valid YAML"):
+        claims.read_claims()
+
+
 def test_a_sign_is_asked_for_without_an_interval_and_refutes_nothing():
     assert Part("its sign", (0.01,), "sign", 0.0, 0.0).verdict == "reproduced"
     assert Part("its sign", (0.03, -0.01), "sign", 0.0, 0.0).verdict == "reproduced"

@@ -1,11 +1,12 @@
 """What a cell of parameters declares, and what is refused before anything runs."""
 
+import nbformat
 import papermill
 import pytest
 
 from tnlib.publishing.parameters import (
     PROFILES, ParameterError, Types, check_running_notebook, changed, declared, parse_value, run_name, validate)
-from tnlib.publishing.running import sections
+from tnlib.publishing.running import Section, sections
 
 CELL = '''
 profile: Profile = "published"  # what is computed
@@ -20,6 +21,21 @@ def test_a_cell_declares_names_types_defaults_and_help():
     assert list(found) == ["profile", "dataset", "rank", "spread"]
     assert found["rank"].type == "Rank" and found["rank"].default == 8 and found["rank"].help == "how many # values"
     assert found["spread"].help == ""
+
+
+def test_a_cell_that_declares_what_cannot_be_checked_is_named(tmp_path):
+    with pytest.raises(ParameterError, match="mine: int: a parameter's type is one of Profile, .*Rank"):
+        validate(declared(CELL + "mine: int = 3"), {}, "spectra")
+    for source in ('profile: Profile = = "published"', "rank: Rank = few", "rank: Rank = (8"):
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}, id="c0")
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+        with pytest.raises(ParameterError, match="n.ipynb: its cell of parameters cannot be read"):
+            Section("n", tmp_path / "n.ipynb").parameters
+
+
+def test_a_cell_of_parameters_that_failed_half_way():
+    own, values = check_running_notebook("x", {"rank": 4}, ["rank: Rank = 8\nseed: Seed = 0"])
+    assert list(own) == ["rank", "seed"] and values == {"rank": 4, "seed": 0}
 
 
 @pytest.mark.parametrize("values, words", [

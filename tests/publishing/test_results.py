@@ -1,5 +1,6 @@
 """Results by name, of one data set or of several."""
 
+import fnmatch
 import json
 import shutil
 import time
@@ -175,3 +176,29 @@ def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypa
     assert available("truncation", "vanilla", ["cifar10", "shapes", "cifar100"]) == ["cifar10", "cifar100"]
     assert available("networks", "resnet50", ["cifar100", "cifar10"]) == ["cifar100", "cifar10"]
     assert available("noise", "resnet50", ["cifar100", "cifar10"]) == []
+
+
+def test_a_name_with_brackets_is_looked_for_as_it_is(monkeypatch):
+    monkeypatch.setattr(results, "section", OpenSection())
+
+    def none(*_, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setitem(results.EXPERIMENTS, "shrink", none)
+    assert available("shrink", "vanilla", ["my[1]"]) == []
+    (pattern,) = results.section.asked
+    assert fnmatch.filter(["shrink-vanilla-my[1]-s0.json", "shrink-vanilla-my1-s0.json"], pattern) == ["shrink-vanilla-my[1]-s0.json"]
+
+
+def test_who_changes_the_spectra_changes_no_summary():
+    spectra = results.results("spectra", "vanilla", "shapes", samples=1, shuffled=False)
+    before = results.results("spectrum-summary", "vanilla", "shapes", samples=1, shuffled=False)
+    spectra["value"] = 1.0
+    pd.testing.assert_frame_equal(results.results("spectrum-summary", "vanilla", "shapes", samples=1, shuffled=False), before)
+
+
+def test_the_epochs_are_those_of_the_networks_that_are_shown(monkeypatch):
+    tables = {"networks": pd.DataFrame({"seed": [0, 1], "stem": [None, None], "test_accuracy": [0.8, 0.9]}),
+              "recipe": pd.DataFrame({"seed": [0, 1], "epochs": [24, 3]})}
+    monkeypatch.setattr(results, "results", lambda what, *_: tables[what])
+    assert about_networks("vanilla", "shapes", [0]).startswith("24 epochs, 80.0 % right")

@@ -61,14 +61,43 @@ def test_a_notebook_runs_once_and_again_only_when_something_changed(tmp_path, li
         assert own(Job(section, {"rank": 8}, job.folder)) == "", "the book's own pages do not look at them"
     (tmp_path / "weights" / "vanilla-mine-s0.json").unlink()
     assert outdated(job) == []
-    (job.folder / "asked.json").write_text('["noise-vanilla-mine-s*.json"]')  # it looked for them and found none
+    monkeypatch.setattr(section_module, "RUNS", tmp_path)
+    looked = "noise-vanilla-mine-s*.json"  # for them, and found none
+    (job.folder / "asked.json").write_text(json.dumps({looked: section_module.own_results(looked)}))
+    stamp = json.loads((job.folder / "stamp.json").read_text()) | {"your results": running._own_results(job, as_read=True)}
+    (job.folder / "stamp.json").write_text(json.dumps(stamp))
     (tmp_path / "results").mkdir()
     for name, reasons in (("shrink-vanilla-mine-s0.json", []), ("noise-vanilla-mine-s1.json", ["your results changed"])):
         (tmp_path / "results" / name).write_text("{}")
         assert outdated(job) == reasons
-    (job.folder / "asked.json").unlink()
+    (tmp_path / "results" / "noise-vanilla-mine-s1.json").unlink()
     notebook(tmp_path / "tiny.ipynb", HEAD, VALUE + " ")
     assert outdated(job) == ["its text changed"]
+
+
+def test_what_changes_while_a_notebook_runs_makes_it_run_again(tmp_path, light, monkeypatch):
+    """Others measure what the page has looked for already, and the notebook itself is edited: the run ends well all the same."""
+    monkeypatch.setattr(section_module, "RUNS", tmp_path)
+    (tmp_path / "results").mkdir()
+    look = ("from pathlib import Path\nfrom tnlib.publishing import section as module\n"
+            f"module.RUNS = Path({str(tmp_path)!r})\nmodule.section.ask('noise-vanilla-mine-s*.json')")
+    others = (f"(Path({str(tmp_path)!r}) / 'results' / 'noise-vanilla-mine-s0.json').write_text('1')\n"
+              f"own = Path({str(tmp_path / 'tiny.ipynb')!r})\nown.write_text(own.read_text().replace('rank: Rank', 'rang: Rank'))")
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, VALUE, look, others), {"rank": 5}, tmp_path / "out")
+    run([job], lambda words: None)
+    assert job.has_run and job.record["changed"] == {"rank": 5}
+    assert outdated(job) == ["its text changed", "your results changed"]
+
+
+def test_on_one_core_they_run_one_after_another_in_this_process(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr(running, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(running, "_execute", lambda job, stamp, position, threads: (ran.append((job, threads)), (None, 1.0))[1])
+    monkeypatch.setattr(running, "_stamp", lambda job: {})
+    jobs = [Job(Section(name, tmp_path / f"{name}.ipynb"), {}, tmp_path / name) for name in "ab"]
+    run(jobs, lambda words: None)
+    assert [job for job, _ in ran] == jobs and all(threads >= 1 for _, threads in ran)
 
 
 def test_a_page_is_stale_when_the_library_what_is_published_or_a_package_changes(tmp_path, monkeypatch):
@@ -90,6 +119,8 @@ def test_a_page_is_stale_when_the_library_what_is_published_or_a_package_changes
         assert stale() == ["never run to its end"] and stale() == []
         (tmp_path / "ROOT" / "tnlib" / "x.py").write_text("1")
         assert stale() == ["tnlib changed"] and stale() == []
+        (tmp_path / "ROOT" / "book").mkdir(), (tmp_path / "ROOT" / "book" / "claims.yml").write_text("1")
+        assert stale() == ["its text changed"] and stale() == []
         (tmp_path / "PUBLISHED" / "a.csv").write_text("1")
         assert stale() == ["published/ changed"] and stale() == []
         installed[0] = SimpleNamespace(name="torch", version="2", metadata={"Name": "torch"})
@@ -126,7 +157,7 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tm
               tmp_path / "bad")
     with pytest.raises(NotebookError) as error:
         run([bad, good], lambda words: None)
-    for word in ("bad.ipynb stopped at cell 4 (x = 1 …)", "ValueError: no such rank", str(bad.stopped)):
+    for word in ("bad.ipynb stopped at cell 3 (x = 1 …)", "ValueError: no such rank", str(bad.stopped)):
         assert word in str(error.value)
     assert "Traceback" not in str(error.value) and "good.ipynb" not in str(error.value)
     assert building.glued_values(bad.stopped) == {"double": "4"}, "what ran before the error is kept"
@@ -134,7 +165,7 @@ def test_a_failing_cell_names_notebook_cell_and_error_and_leaves_the_notebook(tm
     assert outdated(good) == [], "the other notebook ended well"
     before = good.executed.read_bytes()
     notebook(good.section.path, HEAD, VALUE, "raise ValueError('no longer')")
-    with pytest.raises(NotebookError, match="good.ipynb stopped at cell 4"):
+    with pytest.raises(NotebookError, match="good.ipynb stopped at cell 3"):
         run([good], lambda words: None)
     assert good.has_run and good.executed.read_bytes() == before and outdated(good) == ["its text changed"], "the last good run stays"
     assert not list(tmp_path.glob(".*")), "nothing is left over"
@@ -172,12 +203,17 @@ def test_the_same_label_in_two_notebooks_is_refused(tmp_path):
         stage_book(jobs, tmp_path / "stage")
 
 
-def test_two_figures_in_one_cell_are_refused(tmp_path):
+def test_two_figures_in_one_cell_are_refused(tmp_path, light):
     output = nbformat.v4.new_output("display_data", {"text/plain": "x"}, metadata={"tnlib": {"id": "a"}})
     cell = nbformat.v4.new_code_cell("", outputs=[output, output], id="c0")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
     with pytest.raises(NotebookError, match="one cell makes 2 figures"):
         running._label_figures(tmp_path / "n.ipynb")
+    show = "from IPython.display import display\nfor _ in range(2):\n    display({'text/plain': 'x'}, raw=True, metadata={'tnlib': {'id': 'a'}})"
+    job = Job(notebook(tmp_path / "two.ipynb", HEAD, VALUE, show), {"rank": 5}, tmp_path / "two")
+    with pytest.raises(NotebookError, match="(?s)one cell makes 2 figures.*stopped-two.ipynb"):
+        run([job], lambda words: None)
+    assert job.stopped.is_file() and not job.has_run
 
 
 def test_a_second_process_waits_and_what_a_killed_run_left_is_cleared(tmp_path, light):

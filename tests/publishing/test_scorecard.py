@@ -169,6 +169,12 @@ def test_of_the_vanilla_network_the_seeds_count_that_were_agreed_on(monkeypatch)
     assert list(Pair("vanilla", "cifar10").accuracies) == [0, 1, 2, 3, 4]
 
 
+def test_spectra_of_networks_that_do_not_count_are_left_out(monkeypatch):
+    monkeypatch.setattr(evidence, "_accuracies", lambda model, dataset: {0: 0.8, 3: 0.8})
+    found, files = Pair("vanilla", "cifar10").deficits()
+    assert set(found["seed"]) == {0, 3} and files == ["vanilla-cifar10-s0.safetensors", "vanilla-cifar10-s3.safetensors"]
+
+
 def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
     for claim, thresholds in AROUND.items():
         for name, values in thresholds.items():

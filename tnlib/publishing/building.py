@@ -25,6 +25,8 @@ def build_book(profile: str, only=(), given=None) -> None:
     each section that has them. Raises `ParameterError`, `NotebookError` or `SiteError`.
     """
     given = given or {}
+    if profile != "published" and given.get("profile", profile) != profile:
+        raise ParameterError(f"--profile {profile} and -p profile {given['profile']} do not go together; give one of them")
     chosen = {name: find_section(name) for name in only}
     book = sections()
     has = {name: section.parameters for name, section in book.items()}
@@ -119,6 +121,6 @@ def _compare(job: Job, published: Job) -> None:
 
 def _short(text):
     try:
-        return f"{float(text):.4g}"
+        return f"{float(text):.6g}"
     except (TypeError, ValueError):
         return "–" if text is None else text

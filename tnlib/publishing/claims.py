@@ -37,8 +37,11 @@ READINGS = {"lambda": "λ", "w": "w", "epsilon": "ε"}  # of "10 %", see `as_nor
 
 
 def read_claims() -> dict:
-    """book/claims.yml, its list `claims` as a dict by id."""
-    claims = yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+    """book/claims.yml, its list `claims` as a dict by id. Raises `ValueError` for a file that is no YAML."""
+    try:
+        claims = yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{CLAIMS} is not valid YAML: {error}") from None
     return claims | {"claims": {claim["id"]: claim for claim in claims["claims"]}}
 
 

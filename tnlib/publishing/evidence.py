@@ -119,7 +119,7 @@ class Pair:
         if not (seeds := _accuracies(model, self.dataset)):
             raise _no_weights(model, self.dataset)
         spectra = network_spectra(model, self.dataset, shuffled=False)
-        spectra = spectra[spectra["layer"].isin(_shapes(model, self.dataset, True))]
+        spectra = spectra[spectra["layer"].isin(_shapes(model, self.dataset, True)) & spectra["seed"].isin(list(seeds))]
         return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):

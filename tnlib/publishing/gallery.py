@@ -34,7 +34,7 @@ def _filters(cards: list[dict]) -> str:
     lines = []
     for kind in FILTERS:
         there = {value for card in cards for value in _values(card, kind)}
-        ordered = [id for id in claims if id in there] if kind == "claim" else sorted(there, key=len)
+        ordered = [id for id in claims if id in there] if kind == "claim" else sorted(there, key=lambda value: (len(value), value))
         options = "".join(f'<option value="{_class(kind, value)}">{TITLES.get(value, value)}</option>' for value in ordered)
         id = make_id(f"choose {kind}")
         lines.append(f'<span><label for="{id}">{kind}</label> <select id="{id}" name="{kind}"><option value="">all</option>'

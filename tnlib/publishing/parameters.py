@@ -102,6 +102,9 @@ def validate(parameters: dict[str, Parameter], values: dict[str, Any], section: 
 
     Types are taken strictly: "8" is no rank. A whole number is taken where a float is asked for.
     """
+    unknown = [f"{p.name}: {p.type}" for p in parameters.values() if p.type not in Types]
+    if unknown:
+        raise ParameterError(f"section {section!r}: {', '.join(unknown)}: a parameter's type is one of {', '.join(Types)}")
     fields = {name: (Types[p.type], p.default) for name, p in parameters.items()}
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", strict=True, validate_default=True),
                          **fields)
@@ -140,8 +143,8 @@ def parse_value(text: str) -> Any:
 
 
 def changed(parameters: dict[str, Parameter], values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are not the defaults, that is, not the published ones."""
-    return {name: value for name, value in values.items() if value != parameters[name].default}
+    """The values that are not the defaults, that is, not the published ones; one of no parameter, which the page will refuse, too."""
+    return {name: value for name, value in values.items() if name not in parameters or value != parameters[name].default}
 
 
 def run_name(section: str, changes: dict[str, Any]) -> str:
@@ -174,7 +177,7 @@ def check_running_notebook(section: str, namespace: dict[str, Any], cells: list[
     for source in sources:
         if source.startswith(PAPERMILL_COMMENT):
             names |= injected_names(source)
-    values = {name: namespace[name] for name in sorted(names, key=list(namespace).index) if name in namespace}
+    values = {name: value for name, value in namespace.items() if name in names}
     return own, validate(own, values, section)
 
 

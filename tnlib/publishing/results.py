@@ -1,5 +1,6 @@
 """The numbers that a page shows, by the name of what was measured."""
 
+import glob
 import os
 from functools import cache, partial
 from pathlib import Path
@@ -116,7 +117,7 @@ EXPERIMENTS = {
     "networks": _networks,
     "training": _training,
     "initial-overlap": _initial_overlap,
-    "spectra": _spectra,
+    "spectra": lambda *networks, **options: _spectra(*networks, **options).copy(),
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
 }
 
@@ -142,8 +143,10 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     if str(dataset).endswith(".npz"):
         check_trained_on(_as_trained_on(model, dataset), read_card(find_weights(model, dataset, trained_seeds(model, dataset)[0])))
     if (measured := _measured_as(experiment)) in MEASUREMENTS:
-        section.ask(f"{measured}-{stem(model, dataset, 0).removesuffix('0')}*.json")
+        section.ask(pattern := f"{measured}-{glob.escape(stem(model, dataset, 0).removesuffix('0'))}*.json")
     frame = EXPERIMENTS[experiment](model, dataset, **options)
+    if measured in MEASUREMENTS:
+        section.ask(pattern)  # again, with what was measured for it
     of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
     section.note(experiment + of, _files(experiment, model, dataset))
     return frame
@@ -202,7 +205,8 @@ def about_networks(model: str, dataset: str, seeds=None) -> str:
     found = results("networks", model, dataset)
     found = found[found["seed"].isin(found["seed"] if seeds is None else list(seeds))]
     stems = [f"first layer of stride {stem.removeprefix('s')}" for stem in found["stem"].dropna().unique()]
-    epochs = [f"{epochs} epochs" for epochs in results("recipe", model, dataset)["epochs"].unique()]
+    recipes = results("recipe", model, dataset)
+    epochs = [f"{epochs} epochs" for epochs in recipes[recipes["seed"].isin(found["seed"])]["epochs"].unique()]
     reduced = ["reduced"] * bool(found["test_accuracy"].min() < least_accuracy(model, dataset))
     return ", ".join([*stems, *epochs, f"{100 * found['test_accuracy'].mean():.1f} % right", f"n = {len(found)}", *reduced])
 

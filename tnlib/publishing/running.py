@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tokenize
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from traitlets.config import Config
 from ..experiments.files import PUBLISHED, ROOT, RUNS, write_json
 from ..experiments.provenance import RECORDED, now, provenance
 from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
-from .section import ASKED, OUTPUT_VARIABLE
+from .section import ASKED, OUTPUT_VARIABLE, digest, own_results
 
 PACKAGES = (*RECORDED, "matplotlib", "papermill", "jupyter-book")  # whose versions the record of a run names
 
@@ -43,7 +44,11 @@ class Section:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        return declared(parameters_cell(nbformat.read(self.path, as_version=4)))
+        """Raises `ParameterError` for a cell that declares none that can be read."""
+        try:
+            return declared(parameters_cell(nbformat.read(self.path, as_version=4)))
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:
+            raise ParameterError(f"{self.path}: its cell of parameters cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ def run(jobs: list[Job], say=print) -> None:
 
 def _executed(todo):
     """What `_execute` returns of each job and its stamp, in their order."""
-    workers = min(len(todo), os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(todo), cores)
     threads = max(1, torch.get_num_threads() // workers)
     if workers == 1:  # here: another process would first have to import everything, which takes seconds
         yield from (_execute(job, stamp, 0, threads) for job, stamp in todo)
@@ -190,7 +196,8 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
              "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # beside other programs, threads that spin take ten times as long
              "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # the debugger's warning is not the reader's
     job.folder.mkdir(parents=True)
-    record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values}
+    record = {"started": now(), **provenance(packages=PACKAGES), "threads": threads, "parameters": job.values,
+              "changed": changed(job.section.parameters, job.values)}  # now: the notebook may be edited meanwhile
     begun = time.perf_counter()
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
@@ -203,15 +210,19 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
                                        extra_arguments=["--log-level=50"])  # its end is no error to report
     except PapermillExecutionError as error:
         source = error.source.strip().splitlines() or [""]
-        problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {error.cell_index + 1} "
+        own = [cell.source for cell in nbformat.read(job.section.path, as_version=4).cells]
+        number = own.index(error.source) if error.source in own else error.cell_index  # papermill adds a cell
+        problem = (f"{os.path.relpath(job.section.path, ROOT)} stopped at cell {number + 1} "
                    f"({source[0]}{' …' if len(source) > 1 else ''}):\n  {error.ename}: {error.evalue}\n")
         return problem, time.perf_counter() - begun
     except DeadKernelError:
         return f"{os.path.relpath(job.section.path, ROOT)}: its kernel died (out of memory?). ", time.perf_counter() - begun
-    _label_figures(job.executed)
-    write_json(job.folder / "run.json", record | {"changed": changed(job.section.parameters, job.values),
-                                                  "seconds": round(time.perf_counter() - begun, 1)})
-    stamp = stamp | {"your results": _own_results(job)}  # with what the page itself has measured
+    try:
+        _label_figures(job.executed)
+    except NotebookError as error:
+        return f"{error}. ", time.perf_counter() - begun
+    write_json(job.folder / "run.json", record | {"seconds": round(time.perf_counter() - begun, 1)})
+    stamp = stamp | {"your results": _own_results(job, as_read=True)}  # with what the page itself has measured, and not with what came after
     write_json(job.folder / "stamp.json", stamp)  # last: with it, everything is there
     return None, time.perf_counter() - begun
 
@@ -250,9 +261,10 @@ def _label_figures(path: Path) -> None:
 # ---- what a notebook depends on ----------------------------------------------------------------------------------
 
 def _stamp(job: Job) -> dict[str, str]:
-    return {"its text": _digest([job.section.path, *filter(Path.is_file, [ROOT / "CITATION.cff"])]),
+    beside = [ROOT / "CITATION.cff", *sorted((ROOT / "book").glob("*.yml"))]  # the claims and their amendments
+    return {"its text": digest([job.section.path, *filter(Path.is_file, beside)]),
             "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
-            "tnlib": _digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
+            "tnlib": digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
             "published/": _published(), "your networks or data": _own_files(job), "your results": _own_results(job),
             "installed packages": _packages()}
 
@@ -267,31 +279,23 @@ def outdated(job: Job, stamp: dict[str, str] | None = None) -> list[str]:
     return [f"{what} changed" for what, digest in stamp.items() if before.get(what) != digest]
 
 
-def _digest(paths) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{os.path.relpath(path, ROOT)}\0{path.stat().st_size}\0".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _own_files(job: Job) -> str:
     """Of what a page that is not the book's may show: your own networks and images."""
     if _of_the_book(job):
         return ""
     images = [Path(value) for value in job.values.values() if str(value).endswith(".npz")]
-    return _digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
+    return digest(path for path in (*sorted((RUNS / "weights").glob("*.json")), *images) if path.is_file())
 
 
-def _own_results(job: Job) -> str:
-    """Of what such a page may show: those of your own results that it last looked for, there or not."""
+def _own_results(job: Job, as_read: bool = False) -> str:
+    """Of what such a page may show: those of your own results that it last looked for, as they are or `as_read` by it."""
+    if _of_the_book(job):
+        return ""
     try:
         asked = json.loads((job.folder / ASKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        asked = []
-    return "" if _of_the_book(job) else _digest(path for name in asked for path in sorted((RUNS / "results").glob(name)))
+        asked = {}
+    return json.dumps(asked if as_read else {pattern: own_results(pattern) for pattern in asked}, sort_keys=True)
 
 
 def _of_the_book(job: Job) -> bool:
@@ -300,7 +304,7 @@ def _of_the_book(job: Job) -> bool:
 
 @cache
 def _published() -> str:
-    return _digest(sorted(path for path in PUBLISHED.rglob("*") if path.is_file()))
+    return digest(sorted(path for path in PUBLISHED.rglob("*") if path.is_file()))
 
 
 @cache

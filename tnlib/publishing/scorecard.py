@@ -246,8 +246,8 @@ def _asked_of(threshold, model):
     return not threshold.startswith(tuple(TITLES)) or threshold.startswith(model)
 
 
-def scorecard(check: bool = True) -> Scorecard:
-    """Evaluate book/claims.yml on everything that is published; without `check`, no bootstrap.
+def scorecard() -> Scorecard:
+    """Evaluate book/claims.yml on everything that is published.
 
     Raises `ValueError` for a damaged or altered file.
     """
@@ -265,7 +265,7 @@ def scorecard(check: bool = True) -> Scorecard:
                 verdict = dataclasses.replace(verdict, beside=beside, tables=tables)
             if verdict.claim == "1a":
                 verdict = dataclasses.replace(verdict, readings=readings)
-            verdicts.append(_checked(verdict, pair, claims) if check else verdict)
+            verdicts.append(_checked(verdict, pair, claims))
     return Scorecard(claims, pairs, verdicts)
 
 
