@@ -333,7 +333,8 @@ def test_what_the_chapter_on_truncations_says_of_single_kernels_of_the_deep_netw
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
     command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "profile", "shapes", "-p", "dataset",
-               "shapes", "-p", "compare", "shapes", "-p", "cut", "OUT,IN", "-p", "other_cut", "OUT,IN", "--no-progress-bar"]
+               "shapes", "-p", "compare", "shapes", "-p", "deep", "vanilla", "-p", "cut", "OUT,IN", "-p", "other_cut", "OUT,IN",
+               "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {OUTPUT_VARIABLE: str(tmp_path)})
     assert done.returncode == 0, done.stderr
     kinds = set(pd.read_csv(tmp_path / "figures" / "networks-parameters.csv")["kind"])
