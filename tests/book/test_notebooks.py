@@ -279,6 +279,9 @@ def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_pub
         assert len(near) and (worst["accuracy_drop"] > 2.5 * near["accuracy_drop"]).all()
         one = fits[fits["rank"] == 1].set_index("layer")["accuracy_drop"]
         assert one["layer1.1.conv2"] > 5 and one["layer4.0.conv2"] < 2
+        none = read_table(path.with_name(path.name.replace("cp", "controls"))).query("kind == 'mean'").set_index("layer")["accuracy_drop"]
+        assert none["layer1.1.conv2"] > 15 and none["layer4.0.conv2"] < 2.5 and (none > one).all()
+        assert (none - one)["layer1.1.conv2"] > 10 and (none - one)["layer4.0.conv2"] < 1
     late = fits[(fits["layer"] == "layer4.0.conv2") & (fits["rank"] <= 8)]  # of the last table, CIFAR-100's
     assert path.name.startswith("cp-resnet50-cifar100") and late["accuracy_drop"].between(1, 1.6).all() and np.ptp(late["relative_error"]) > 0.05
 

@@ -223,6 +223,19 @@ def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatc
     assert list(dict.fromkeys(asked)) == ["conv1", "layer2.0.conv2", "layer4.0.conv2"]
 
 
+def test_without_a_gpu_the_controls_are_the_mean_outputs_of_three_layers(model, data, monkeypatch):
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    parts = EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0, reduced=True))
+    (found,) = zip(*(tuple(cells) for _, cells in parts))
+    assert [(labels["kind"], labels["layer"]) for labels, _ in found] == [
+        ("mean", layer) for layer in ("conv1", "layer2.0.conv2", "layer4.0.conv2")]
+    whole = {labels["layer"]: network for network, cells in EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0))
+             for labels, _ in cells if labels["kind"] == "mean"}
+    for (network, _), (labels, kernels) in zip(parts, found):
+        layer = labels["layer"]
+        assert not kernels[layer].any() and torch.equal(network.get_submodule(layer).bias, whole[layer].get_submodule(layer).bias)
+
+
 def test_the_data_aware_error_of_a_cell_takes_only_its_layer(model, data):
     every, one = (Subject("resnet50", model, data, 0).moments(layers) for layers in (None, ["layer1.0.conv2"]))
     assert list(every) == list(conv_kernels(model)) and list(one) == ["layer1.0.conv2"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .batch_norm import Reestimation
-from .controls import controls, in_gauges, matched_noise, shrink
+from .controls import controls, in_gauges, matched_noise, mean_outputs, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_indices, balanced_sample
 from .evaluation import default_device, split_arrays
@@ -201,6 +201,15 @@ def _beside(its: Subject) -> list[str] | None:
     return spatial + pointwise * its.reduced
 
 
+def _controls(its: Subject, **given):
+    """Without a GPU, of a deep network only whether the layers are needed that others are fitted at: their mean outputs."""
+    if its.reduced:
+        return [(network, labelled(cells, kind="mean"))
+                for network, cells in mean_outputs(its.model, its.dataset, its.train_images, layers=its.sampled)]
+    return controls(its.model, its.dataset, its.train_images, CONTROL_CUTS, QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS,
+                    layers=its.sampled, **given)
+
+
 def _joint(its: Subject):
     if its.deep and not its.quick:
         return joined([labelled(joint_truncations(its.model, REESTIMATED_CUTS, common, DEEP_RANKS), layers="all")
@@ -253,11 +262,8 @@ EXPERIMENTS = {
                      settings=_of_cp),
     "ring": Experiment(lambda its, **given: ring_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
                        settings=_of_ring),
-    "controls": Experiment(
-        lambda its, **given: controls(its.model, its.dataset, its.train_images, CONTROL_CUTS,
-                                      QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS, layers=its.sampled, **given),
-        ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES, settings=lambda its: {"seed": its.seed}, weighed=False,
-        train_images=True),
+    "controls": Experiment(_controls, ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES,
+                           settings=lambda its: {"seed": its.seed}, weighed=False, train_images=True, reducible=True),
     "gauges": Experiment(
         lambda its, **given: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None,
                                        layers=its.sampled, **given),

@@ -16,7 +16,6 @@ from ..tensors.cuts import CUTS, Cut
 from ..tensors.spectra import entanglement_entropy
 from .evaluation import split_arrays, watch
 from .gauges import gauges
-from .networks import conv_kernels
 from .replacements import Replacements, chosen_layers, compared, dense, joined, labelled
 from .truncations import cut_truncations
 
@@ -159,15 +158,16 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
 
 # ---- the layer without its input, and the same function in other gauges --------------------------------------------
 
-def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tuple[nn.Module, Replacements]]:
-    """For each layer a network in which its bias is its mean output, and the replacement of its kernel by zero.
+def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None) -> list[tuple[nn.Module, Replacements]]:
+    """For each of `layers` (None: of all) a network in which its bias is its mean output, and the replacement of its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
     the training images `images`. All other weights are the model's own, not copies. Labels: `layer, cut` ("none")`, rank`
     (0) and the rest as of a truncation.
     """
-    means, parts = _mean_outputs(model, split_arrays(dataset, "train")[0][images], preprocess), []
-    for layer, kernel in chosen_layers(model).items():
+    kernels, parts = chosen_layers(model, layers), []
+    means = _mean_outputs(model, kernels, split_arrays(dataset, "train")[0][images], preprocess)
+    for layer, kernel in kernels.items():
         network = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *model.buffers())})
         network.get_submodule(layer).bias = nn.Parameter(means[layer].to(kernel))
         labels = {"layer": layer, "cut": "none", "rank": 0, "max_rank": 0, "norm_kept": 0.0, "relative_error": 1.0,
@@ -177,7 +177,7 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None) -> list[tup
     return parts
 
 
-def _mean_outputs(model, pixels, preprocess) -> dict[str, torch.Tensor]:
+def _mean_outputs(model, layers, pixels, preprocess) -> dict[str, torch.Tensor]:
     """Layer → the mean of its output by channel, (OUT,), float64."""
     sums, counts = {}, {}
 
@@ -185,7 +185,7 @@ def _mean_outputs(model, pixels, preprocess) -> dict[str, torch.Tensor]:
         sums[layer] = sums.get(layer, 0) + output.double().sum((0, 2, 3))
         counts[layer] = counts.get(layer, 0) + output[:, 0].numel()
 
-    watch(model, conv_kernels(model), add, pixels, preprocess)
+    watch(model, layers, add, pixels, preprocess)
     return {layer: (total / counts[layer]).clone() for layer, total in sums.items()}
 
 
