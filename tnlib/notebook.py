@@ -22,6 +22,7 @@ from .publishing.parameters import (CaseName, Count, CutName, DatasetName, Layer
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import about_networks, available, measured, results, scorecard, titles
 from .publishing.scorecard import pair_text
+from .tensors.spectra import rank_for_error
 
 __all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
            "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases",
@@ -29,5 +30,5 @@ __all__ = ["parameters", "results", "measured", "available", "about_networks", "
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
            "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",
-           "percentile_interval", "score_interval", "student_interval", "CaseName", "Count", "CutName", "DatasetName", "LayerName",
+           "percentile_interval", "rank_for_error", "score_interval", "student_interval", "CaseName", "Count", "CutName", "DatasetName", "LayerName",
            "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]

@@ -140,7 +140,7 @@ def run(jobs: list[Job], say=print) -> None:
     if not todo:
         return
     problems = []
-    for (job, _), (problem, seconds) in zip(todo, _executed(todo)):
+    for (problem, seconds), (job, _) in zip(_executed(todo), todo):
         say(f"{job.section.name}: {'failed' if problem else 'done'} after {seconds:.0f} s")
         problems += [problem] if problem else []
     if problems:
