@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from tnlib import conv_kernels, evaluate, norm_kept, relative_error, singular_values
+from tnlib import CUTS, conv_kernels, evaluate, norm_kept, relative_error, singular_values
 from tnlib.experiments import measurements, retraining, tables, training
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
+from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
@@ -95,6 +96,49 @@ def test_labels_of_a_case_are_of_all_convolutions(model, small):
             assert ranks[layer] == "-" and torch.equal(conv_kernels(truncated)[layer], kernel)
     again, same = truncated_to(model, small, OUT, labels["level"])
     assert again.keys() == factors.keys() and same["ranks"] == labels["ranks"], "a known level is not looked for"
+
+
+def test_a_layer_can_be_truncated_alone(model, small):
+    alone = Case("OUT,KW", 0.5, "conv3")
+    factors, labels = truncated_to(model, small, alone, 0.6)
+    (factor,), kernel = factors.values(), conv_kernels(model)["conv3"]
+    assert list(factors) == ["conv3"] and labels["ranks"] == str(factor.factors[0].shape[1])
+    assert labels["relative_error"] == pytest.approx(relative_error(kernel, factor.to_kernel()).item(), abs=1e-6)
+    assert labels["parameters"] == factor.num_parameters < kernel.numel() and labels["relative_error"] <= 0.6
+    together, _ = truncated_to(model, small, Case("OUT,KW", 0.5), 0.6)
+    assert torch.equal(together["conv3"].to_kernel(), factor.to_kernel())
+    with pytest.raises(ValueError, match="unknown layer 'conv9': it takes 'conv1', 'conv2'"):
+        truncated_to(model, small, Case("OUT", 0.5, "conv9"))
+
+
+def test_together_the_experiments_truncate_at_every_cut_to_both_strengths_and_each_layer_alone(model, small):
+    subject = Subject("vanilla", model, small, 0)
+    core, cuts, layers = (EXPERIMENTS[name].runs(subject).cases for name in ("retraining", "retraining-cuts", "retraining-layers"))
+    assert sorted((case.cut, case.strength) for case in core + cuts) == sorted(
+        (cut, strength) for cut in (*(cut.name for cut in CUTS), "CP") for strength in (0.5, 0.1))
+    assert [case.layer for case in layers] == [layer for layer in conv_kernels(model) for _ in core]
+    assert {dataclasses.replace(case, layer=None) for case in layers} == set(core)
+    deep = [EXPERIMENTS[name].runs(dataclasses.replace(subject, model=many_layers())).cases
+            for name in ("retraining", "retraining-cuts", "retraining-layers")]
+    assert [len(cases) for cases in deep] == [4, 10, 3 * 4] and all(case.cut != "CP" for cases in deep for case in cases)
+
+
+def many_layers():
+    return torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3) for _ in range(20)))
+
+
+def test_a_table_of_layers_truncated_alone_names_them(small, tmp_path, monkeypatch):
+    entry = EXPERIMENTS["retraining-layers"]
+    monkeypatch.setitem(EXPERIMENTS, "retraining-layers", Experiment(None, entry.key, runs=lambda its: Retraining(
+        its.name, its.model, its.dataset, its.seed, epochs=1, cases=(Case("OUT", 0.5, "conv2"), Case("OUT", 0.5, "conv4")),
+        whole=("continued",), arms=("free",), evaluated=40)))
+    path = measure("retraining-layers", "vanilla", small, folder=tmp_path / "alone", progress=False)
+    table = read_table(path)
+    assert list(zip(table["truncated"], table["arm"], table["epoch"])) == [
+        (layer, arm, epoch) for layer, arm in (("none", "continued"), ("conv2", "free"), ("conv4", "free")) for epoch in (0, 1)]
+    assert set(read_spectra(path).groupby("truncated")["layer"].nunique()) == {4}
+    assert len(set((tmp_path / "retrained").glob("*conv*-free.safetensors"))) == 2
+    assert set(table.columns) <= set(COLUMNS), "and its columns are described"
 
 
 # ---- what the arms start from, and what they may become ----------------------------------------------------------
@@ -303,7 +347,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements, retraining, store, weights
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
+from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 measurements.RUNS = retraining.RUNS = Path(sys.argv[1])

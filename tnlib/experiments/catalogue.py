@@ -18,7 +18,7 @@ from .factorizations import cp_truncations, multi_mode_truncations, ring_truncat
 from .networks import Recipe, conv_kernels
 from .replacements import Replacements, joined, labelled
 from .retraining import Paths, Retraining
-from .strengths import CASES, Case
+from .strengths import CASES, OTHER_CASES, Case
 from .truncations import cut_truncations, joint_truncations
 from .weights import find_weights, read_card
 
@@ -173,10 +173,10 @@ def rank_fractions(model: torch.nn.Module) -> tuple[float, ...] | None:
     return DEEP_RANKS if is_deep(model) else None
 
 
-def listed_cases(model: torch.nn.Module) -> tuple[Case, ...]:
+def listed_cases(model: torch.nn.Module, cases: tuple[Case, ...] = CASES) -> tuple[Case, ...]:
     """The cases of re-training that were listed beforehand for a network; for a deep one without CP, which takes hours of
     such kernels (an amendment to the claims)."""
-    return tuple(case for case in CASES if case.cut != "CP" or not is_deep(model))
+    return tuple(case for case in cases if case.cut != "CP" or not is_deep(model))
 
 
 def too_large(model: torch.nn.Module, dataset: Dataset) -> bool:
@@ -233,10 +233,16 @@ def _of_ring(its: Subject) -> dict:
     return {"seed": its.seed, "starts": 1, "max_iterations": 60} | less
 
 
+def _one_layer_cases(its: Subject) -> tuple[Case, ...]:
+    layers = its.sampled or conv_kernels(its.model)
+    return tuple(replace(case, layer=layer) for layer in layers for case in listed_cases(its.model))
+
+
 def _retraining(its: Subject, **options) -> Retraining:
     less = {"cases": listed_cases(its.model), "spectra": its.sampled}
     if its.quick:
         less = {"epochs": 1, "cases": (Case("OUT,KW", 0.5),), "evaluated": QUICK_EVALUATED}
+        options |= {"cases": options["cases"][-1:]} if "cases" in options else {}
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
 
 
@@ -276,6 +282,12 @@ EXPERIMENTS = {
         None, ("cut", "strength", "arm", "epoch"),
         runs=lambda its: _retraining(its, epochs=QUICK_LONG if its.quick else LONG, cases=(Case("OUT,KW", 0.5),),
                                      whole=("continued",), arms=("free",))),
+    "retraining-cuts": Experiment(
+        None, ("cut", "strength", "arm", "epoch"),
+        runs=lambda its: _retraining(its, cases=listed_cases(its.model, OTHER_CASES), whole=("continued",))),
+    "retraining-layers": Experiment(
+        None, ("truncated", "cut", "strength", "arm", "epoch"),
+        runs=lambda its: _retraining(its, cases=_one_layer_cases(its), whole=("continued",))),
     "batch-norm": Experiment(
         None, ("cut", "level", "statistics"),
         runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS,

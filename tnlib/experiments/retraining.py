@@ -132,8 +132,13 @@ class Retraining:
 
     def keys(self, case: Case | None, arm: str) -> list[dict]:
         """What tells the rows of a run apart: one an epoch, 0 being before it."""
-        cut, strength = ("none", 1.0) if case is None else (case.cut, case.strength)
-        return [{"cut": cut, "strength": strength, "arm": arm, "epoch": epoch} for epoch in range(self.epochs + 1)]
+        return [self._called(case) | {"arm": arm, "epoch": epoch} for epoch in range(self.epochs + 1)]
+
+    def _called(self, case: Case | None) -> dict:
+        """The columns that name a case; where layers are truncated alone, `truncated` says which."""
+        case = case or Case("none", 1.0, "none")
+        alone = {"truncated": case.layer} if any(other.layer for other in self.cases) else {}
+        return {"cut": case.cut, "strength": case.strength} | alone
 
     def prepared(self, case: Case | None, arm: str, level: float | None = None) -> "Retraining":
         """A copy that knows how far the case truncates: to be found once, and not by each worker that takes an arm.
@@ -161,7 +166,8 @@ class Retraining:
                 training(key["epoch"] - 1)
             seen = evaluate(module, self.some_training_images)
             kernels = conv_kernels(module)
-            spectrum = {layer: singular_values(kernels[layer].float(), cut) for layer in self.spectra or kernels}
+            # On the CPU, where a matrix of this size takes no longer than on a GPU, which is left to other runs.
+            spectrum = {layer: singular_values(kernels[layer].float().cpu(), cut) for layer in self.spectra or kernels}
             yield key | about | {
                 "train_loss": seen.loss, "train_accuracy": seen.accuracy,
                 "spectrum": {layer: [float(f"{value:.6g}") for value in values.tolist()] for layer, values in spectrum.items()},
@@ -176,7 +182,7 @@ class Retraining:
 
     def last_weights(self, case: Case | None, arm: str):
         """Where the weights that a run ends in are: below runs/, for the paths between them."""
-        case = "" if case is None else f"-{case.cut.replace(',', '')}-{case.strength}"
+        case = "" if case is None else f"-{case.cut.replace(',', '')}-{case.strength}" + f"-{case.layer}" * bool(case.layer)
         return RUNS / "retrained" / f"{stem(self.name, self.dataset.name, self.seed)}-{self.epochs}{case}-{arm}.safetensors"
 
     def start(self, case: Case | None, arm: str) -> tuple[nn.Module, dict]:

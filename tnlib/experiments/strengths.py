@@ -1,7 +1,7 @@
-"""How far a truncation of all layers brings the accuracy down, and the truncation that brings it so far.
+"""How far a truncation brings the accuracy down, and the truncation that brings it so far.
 
-A case truncates all layers at once until (accuracy − 1/C) is a given share, its strength, of the untruncated network's,
-by one relative error ε common to all layers, found by bisection on the held-out images.
+A case truncates all layers at once, or one of them alone, until (accuracy − 1/C) is a given share, its strength, of the
+untruncated network's, by one relative error ε common to the layers, found by bisection on the held-out images.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from ..tensors.cuts import Cut, CutFactors, factorize, singular_values
+from ..tensors.cuts import CUTS, Cut, CutFactors, factorize, singular_values
 from ..tensors.decompositions import cp
 from ..tensors.factors import KernelFactors
 from ..tensors.spectra import rank_for_error
@@ -27,13 +27,18 @@ CP_ITERATIONS = 40
 
 @dataclass(frozen=True)
 class Case:
-    """All layers truncated at `cut` ("CP": as sums of outer products) until accuracy is brought to `strength`."""
+    """Layers truncated at `cut` ("CP": as sums of outer products) until accuracy is brought to `strength`: all of them at
+    once, or `layer` alone."""
 
     cut: str
     strength: float
+    layer: str | None = None
 
 
+AGGRESSIVE = (0.5, 0.1)  # the strengths that the claims call so
 CASES = (Case("OUT", 0.5), Case("OUT,KW", 0.5), Case("OUT,KW", 0.1), Case("IN", 0.5), Case("CP", 0.5))
+OTHER_CASES = tuple(case for cut in (*(cut.name for cut in CUTS), "CP") for strength in AGGRESSIVE
+                    if (case := Case(cut, strength)) not in CASES)
 
 
 def kernels_at_error(kernels: dict[str, torch.Tensor], cut: str) -> Callable[[float], dict[str, KernelFactors]]:
@@ -81,10 +86,14 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
                  level: float | None = None) -> tuple[dict[str, KernelFactors], dict]:
     """Layer → factors of a case, found on the held-out images (or at the ε `level`, where that is known), and its labels.
 
-    Labels: `level` (ε common to all layers), `reached` (whether accuracy falls so far at all), `ranks`, and over all
-    convolutions `norm_kept`, `relative_error` and `parameters`.
+    Labels: `level` (ε common to the case's layers), `reached` (whether accuracy falls so far at all), `ranks`, and over
+    these layers `norm_kept`, `relative_error` and `parameters`. Raises `ValueError` for a layer that there is not.
     """
     kernels = conv_kernels(model)
+    if case.layer is not None:
+        if case.layer not in kernels:
+            raise ValueError(f"unknown layer {case.layer!r}: it takes {', '.join(map(repr, kernels))}")
+        kernels = {case.layer: kernels[case.layer]}
     at = kernels_at_error(kernels, case.cut)
     chance = 1 / len(dataset.classes)
     accuracy = lambda error: evaluate(with_kernels(model, at(error)), dataset, split="validation").accuracy

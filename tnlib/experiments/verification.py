@@ -211,8 +211,8 @@ class _Table:
         return Retrained(self.path.name, self.key(row), float(self.stored(row).mean()), evaluate(module, self._some()).accuracy)
 
     def _run(self, row):
-        cut, strength, arm = self.table.loc[row, ["cut", "strength", "arm"]]
-        return None if cut == "none" else Case(cut, strength), arm
+        its = self.table.loc[row]
+        return None if its["cut"] == "none" else Case(its["cut"], its["strength"], its.get("truncated")), its["arm"]
 
     def _prepared(self, row):
         return self.entry.runs(self.subject).prepared(*self._run(row), level=self.table.loc[row, "level"])
