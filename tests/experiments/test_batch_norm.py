@@ -270,7 +270,9 @@ def test_on_a_path_the_statistics_are_those_of_every_point(model, deep, tmp_path
         plan._keep(network, None, arm)
     rows = list(Paths(plan).run(None, "reordered"))
     some = plan.some_training_images
-    seen = augmented(some.test_images, plan.recipe, AUGMENTATION_SEED)
+    mixed = np.random.RandomState(AUGMENTATION_SEED).permutation(len(some.test_labels))
+    assert (some.test_labels[:30] == 0).all() and np.bincount(some.test_labels[mixed][:30]).min() > 5, "not class by class"
+    seen = augmented(some.test_images[mixed], plan.recipe, AUGMENTATION_SEED)
     assert Paths(plan).parameters()["augmentation"]["crop_padding"] == plan.recipe.crop_padding
     for (labels, found), network in ((rows[0], ends["continued"]), (rows[-1], ends["reordered"])):
         expected = reestimated(network, seen)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -273,7 +274,7 @@ class Paths:
         norm = lambda weights: sum(tensor.double().square().sum() for tensor in weights.values()).sqrt().item()
         distance = norm({name: end[name] - tensor for name, tensor in start.items()}) / norm(start)
         module, some = copy.deepcopy(self.retraining.model), self.retraining.some_training_images
-        pixels = augmented(some.test_images, self.retraining.recipe, AUGMENTATION_SEED) if batch_norms(module) else None
+        pixels = self._pixels() if batch_norms(module) else None
         for key in self.keys(case, arm):
             weights = {name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()}
             module.load_state_dict(module.state_dict() | weights)
@@ -281,6 +282,13 @@ class Paths:
             seen = evaluate(network, some)
             yield (key | {"distance": distance, "train_loss": seen.loss, "train_accuracy": seen.accuracy},
                    evaluate(network, self.retraining.dataset))
+
+    def _pixels(self):
+        """The training images for batch norm's statistics, mixed: they are sorted by class, and a batch of one class has
+        others (of which ResNet-50 answers 77 % of CIFAR-10 right and not 93 %)."""
+        images = self.retraining.some_training_images.test_images
+        mixed = np.random.RandomState(AUGMENTATION_SEED).permutation(len(images))
+        return augmented(images[mixed], self.retraining.recipe, AUGMENTATION_SEED)
 
     def _weights(self, case, arm):
         return {name: tensor for name, tensor in self.retraining.read_last_weights(case, arm).items()
