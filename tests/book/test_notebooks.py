@@ -17,7 +17,7 @@ from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.drops import one_points
-from tnlib.experiments.tables import find_table, read_table
+from tnlib.experiments.tables import find_table, read_spectra, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks, read_card, trained_seeds
 from tnlib.publishing.building import glued_values
@@ -332,6 +332,28 @@ def test_what_the_chapter_on_truncations_says_of_single_kernels_of_the_deep_netw
         alike, within = notebook.deeper_in_blocks(points.merge(notebook.places(kernels), on="layer").assign(seed=0),
                                                   notebook.read_claims()["claims"]["1b"]["thresholds"])
         assert (np.mean(alike.values) > 0) == (dataset == "cifar100") and np.mean(within.values) < 0
+
+
+def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_published_tables():
+    """One kernel at a time noise does no more harm than truncations of its size; in all kernels at once it does, but heals as well."""
+    swept, noise = (read_table(PUBLISHED / "results" / f"{name}-resnet50-cifar10-s0.csv") for name in ("truncation", "noise"))
+    ratios = notebook.harmless_error_ratios(swept[swept["layer"].isin(noise["layer"])], noise)["ratio"]
+    assert np.exp(np.log(ratios).mean()) < 1
+    pairs = swept.merge(noise, on=["seed", "layer", "cut", "rank"], suffixes=("", "_noise"))
+    told = pairs[pairs[["accuracy_drop", "accuracy_drop_noise"]].max(axis="columns") > 1]
+    assert len(pairs) == len(noise) and len(told) > 50 and (told["accuracy_drop"] < told["accuracy_drop_noise"]).mean() < 0.3
+    for dataset, chance in (("cifar10", 0.1), ("cifar100", 0.01)):
+        runs = read_table(path := PUBLISHED / "results" / f"retraining-resnet50-{dataset}-s0.csv").set_index(["arm", "epoch", "cut", "strength"]).sort_index()
+        assert {key.split("arm=")[1].split()[0] for key in read_card(path)["missing"]} == {"kept"}
+        whole = runs.loc[("continued", 0, "none", 1.0), "accuracy"]
+        free, beside = runs.loc["free"], runs.loc["noise"]
+        half = (free.loc[0, "accuracy"] - chance) / (whole - chance)
+        assert half.xs(0.5, level="strength").between(0.45, 0.56).all() and (beside.loc[0, "accuracy"] < chance + 0.1).all()
+        assert (beside.loc[5, "accuracy"] > free.loc[5, "accuracy"]).all() and (beside.loc[5, "train_loss"] < free.loc[5, "train_loss"]).all()
+        assert (free.loc[3, "accuracy"] - beside.loc[3, "accuracy"] < 0.01).all(), "not specific"
+        assert runs.loc["scratch"]["accuracy"].max() < 0.6 * whole
+        spectra = read_spectra(path).query("arm == 'free' and epoch == 5")
+        assert spectra["layer"].nunique() == 3
 
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):

@@ -66,6 +66,26 @@ def test_the_accuracies_are_those_of_the_answers(shapes_jobs):
         100 * (of_run(table, "continued", 1).accuracy - of_run(table, "free", 1).accuracy), abs=0.051)]
 
 
+def test_the_deep_network_is_shown_as_the_table_has_it(shapes_jobs):
+    """On drawn images there is none, and the page's own network stands in its place."""
+    job, table = shapes_jobs["retraining"], shapes("retraining")
+    drawn = made(job, "retraining-deep").set_index(["arm", "epoch"])["accuracy"]
+    shown = made(job, "retraining-deep-outcomes").set_index(["arm", "epoch"])
+    continued = of_run(table, "continued", 1)
+    for (arm, epoch), accuracy in drawn.items():
+        row = of_run(table, arm, epoch)
+        assert accuracy == pytest.approx(row.correct / row.images)
+        assert shown.loc[(arm, epoch), "points"] == pytest.approx(100 * (row.gained - row.lost) / row.images)
+        assert shown.loc[(arm, epoch), "ratio"] == pytest.approx(row.train_loss / continued.train_loss)
+        assert shown.loc[(arm, epoch), "difference"] == pytest.approx(row.loss - continued.loss)
+    said, free, noise = texts(job), of_run(table, "free", 1), of_run(table, "noise", 1)
+    assert said["deep-name"] == "vanilla" and said["deep-lacking"] == ""
+    assert numbers(said["deep-end-noise"]) == [pytest.approx(100 * (noise.gained - noise.lost) / noise.images, abs=0.051)]
+    assert numbers(said["deep-ahead-last"]) == [pytest.approx(100 * (free.accuracy - noise.accuracy), abs=0.051)]
+    assert numbers(said["deep-ratio-free"]) == [pytest.approx(free.train_loss / continued.train_loss, abs=0.0051)]
+    assert said["deep-recovered-free"] == f"{int(_upper_bound(free.lost, free.gained, free.images) <= 1)} of 1 case on shapes"
+
+
 def test_truncated_minus_noise_is_paired_image_by_image(shapes_jobs):
     job, table = shapes_jobs["retraining"], shapes("retraining")
     _, right = read_bits(find_table("retraining", "vanilla", "shapes", 0), {"test": 500})["test"]

@@ -175,7 +175,8 @@ def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypa
     monkeypatch.setattr(tables, "FOLDERS", tables.FOLDERS[:1])  # what is published, whatever is in runs/
     assert available("truncation", "vanilla", ["cifar10", "shapes", "cifar100"]) == ["cifar10", "cifar100"]
     assert available("networks", "resnet50", ["cifar100", "cifar10"]) == ["cifar100", "cifar10"]
-    assert available("noise", "resnet50", ["cifar100", "cifar10"]) == []
+    assert available("noise", "resnet50", ["cifar100", "cifar10"]) == ["cifar10"]
+    assert available("paths", "resnet50", ["cifar100", "cifar10"]) == []
 
 
 def test_a_name_with_brackets_is_looked_for_as_it_is(monkeypatch):
