@@ -351,6 +351,8 @@ def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_publis
         assert half.xs(0.5, level="strength").between(0.45, 0.56).all() and (beside.loc[0, "accuracy"] < chance + 0.1).all()
         assert (beside.loc[5, "accuracy"] > free.loc[5, "accuracy"]).all() and (beside.loc[5, "train_loss"] < free.loc[5, "train_loss"]).all()
         assert (free.loc[3, "accuracy"] - beside.loc[3, "accuracy"] < 0.01).all(), "not specific"
+        back = lambda rows: notebook.harmless(rows["lost"], rows["gained"], rows["images"])
+        assert not back(free.loc[3]).any() and (back(runs.loc[("continued", 3)]).all()) == (dataset == "cifar100")
         assert runs.loc["scratch"]["accuracy"].max() < 0.6 * whole
         spectra = read_spectra(path).query("arm == 'free' and epoch == 5")
         assert spectra["layer"].nunique() == 3
