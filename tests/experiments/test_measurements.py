@@ -274,6 +274,16 @@ def test_no_worker_processes_are_no_executor():
         assert executor is None
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_to_terminate_a_measurement_is_to_interrupt_it(count):
+    """So a table of the runs that have ended is left, as at Ctrl-C."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), processes(count):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 WAITING = """
 import os, time
 from tnlib.experiments.measurements import processes

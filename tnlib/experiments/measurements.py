@@ -96,12 +96,12 @@ def _circumstances(entry, executor) -> dict:
 @contextmanager
 def processes(count: int):
     """An executor of so many processes for `measure`; None for 0. What they are at ends when an error leaves the block:
-    a run takes an hour, and the error would be seen only then. So it does when this process is told to terminate."""
-    if not count:
-        yield None
-        return
+    a run takes an hour, and the error would be seen only then. Told to terminate, this process stops as at Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if not count:
+            yield None
+            return
         # Fresh processes: a forked one would wait for threads that it does not have.
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
             try:

@@ -133,9 +133,9 @@ class Retraining:
 
     def keys(self, case: Case | None, arm: str) -> list[dict]:
         """What tells the rows of a run apart: one an epoch, 0 being before it."""
-        return [self._called(case) | {"arm": arm, "epoch": epoch} for epoch in range(self.epochs + 1)]
+        return [self.called(case) | {"arm": arm, "epoch": epoch} for epoch in range(self.epochs + 1)]
 
-    def _called(self, case: Case | None) -> dict:
+    def called(self, case: Case | None) -> dict:
         """The columns that name a case; where layers are truncated alone, `truncated` says which."""
         case = case or Case("none", 1.0, "none")
         alone = {"truncated": case.layer} if any(other.layer for other in self.cases) else {}
@@ -167,7 +167,7 @@ class Retraining:
                 training(key["epoch"] - 1)
             seen = evaluate(module, self.some_training_images)
             kernels = conv_kernels(module)
-            # On the CPU, where a matrix of this size takes no longer than on a GPU, which is left to other runs.
+            # On the CPU, so that a GPU is left to other runs.
             spectrum = {layer: singular_values(kernels[layer].float().cpu(), cut) for layer in self.spectra or kernels}
             yield key | about | {
                 "train_loss": seen.loss, "train_accuracy": seen.accuracy,
@@ -259,8 +259,7 @@ class Paths:
 
     def keys(self, case: Case | None, arm: str) -> list[dict]:
         """What tells the rows of a path apart: `position` 0 is the "continued" run's end, 1 that of `arm`."""
-        cut, strength = ("none", 1.0) if case is None else (case.cut, case.strength)
-        return [{"cut": cut, "strength": strength, "arm": arm, "position": k / (POSITIONS - 1)} for k in range(POSITIONS)]
+        return [self.retraining.called(case) | {"arm": arm, "position": k / (POSITIONS - 1)} for k in range(POSITIONS)]
 
     def prepared(self, case: Case | None, arm: str) -> "Paths":
         """Nothing is to be found beforehand."""
