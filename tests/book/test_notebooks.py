@@ -354,8 +354,11 @@ def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_publis
         back = lambda rows: notebook.harmless(rows["lost"], rows["gained"], rows["images"])
         assert not back(free.loc[3]).any() and (back(runs.loc[("continued", 3)]).all()) == (dataset == "cifar100")
         assert runs.loc["scratch"]["accuracy"].max() < 0.6 * whole
-        spectra = read_spectra(path).query("arm == 'free' and epoch == 5")
-        assert spectra["layer"].nunique() == 3
+        spectra, names = read_spectra(path).query("arm == 'free' and epoch == 5"), list(tnlib.conv_kernels(tnlib.load_model("resnet50", dataset)))
+        for (layer, _, ranks), found in spectra.groupby(["layer", "cut", "ranks"]):
+            values = found.sort_values("index")["value"].to_numpy() ** 2
+            assert values[int(ranks.split()[names.index(layer)]):].sum() < 0.05 * values.sum(), "of which a truncation took a fifth and more"
+        assert spectra["layer"].nunique() == 3 and (free["norm_kept"] ** 2 < 0.8).all()
 
 
 def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
