@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tnlib.experiments.datasets import NAMES
-from tnlib.experiments.files import PUBLISHED, ROOT, write_json
+from tnlib.experiments.files import PUBLISHED, ROOT, sha256_of, write_json
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing import generated, running
@@ -109,6 +109,21 @@ def test_outcomes_of_re_training_are_those_of_the_tables():
                 assert row[head] == "–" and head in (*dict(after), "scratch")
                 continue
             assert float(row[head]) == pytest.approx(100 * rows.correct.item() / rows.images.item(), abs=0.051), head
+
+
+def test_a_layer_that_is_truncated_alone_is_named_in_the_table(tmp_path, monkeypatch):
+    rows = [(layer, cut, arm, epoch, accuracy) for layer, cut, arm, accuracy in [
+        ("none", "none", "continued", 0.9), ("conv1", "OUT", "free", 0.5), ("conv2", "OUT", "free", 0.6)] for epoch in (0, 1)]
+    path = tmp_path / "results" / "retraining-layers-vanilla-cifar10-s0.csv"
+    path.parent.mkdir()
+    runs = pd.DataFrame(rows, columns=["truncated", "cut", "arm", "epoch", "accuracy"]).assign(strength=0.5)
+    runs["strength"] = runs["strength"].where(runs["cut"] != "none", 1.0)
+    runs.to_csv(path, index=False)
+    write_json(path.with_suffix(".json"), {"model": "vanilla", "dataset": "cifar10", "seed": 0, "sha256": sha256_of(path)})
+    monkeypatch.setattr(generated, "PUBLISHED", tmp_path)
+    (table,) = tables(retrained([]))
+    assert table[["cut", "truncated", "free", "continued", "noise"]].values.tolist() == [
+        ["OUT of conv1", "50.0", "50.0", "90.0", "–"], ["OUT of conv2", "60.0", "60.0", "90.0", "–"]]
 
 
 def card_of(folder, seed, rows, *calls):
