@@ -90,7 +90,8 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
-    retraining, retraining-cuts, retraining-layers, retraining-long, batch-norm or paths. Goes on where it was cut off.
+    retraining, retraining-cuts, retraining-layers, retraining-long, retraining-statistics, batch-norm or paths. Goes on where
+    it was cut off.
     """
     from .experiments.allocator import keep_freed_memory
     from .experiments.catalogue import experiment_called

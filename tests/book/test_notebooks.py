@@ -231,7 +231,7 @@ def test_fits_and_terms_are_those_of_the_table(shapes_jobs):
 
 def shown_anyway(experiment):
     """Data sets of which a chapter shows the experiment; what is trained for it, of the others where it is published."""
-    if experiment in ("retraining-long", "retraining-cuts", "retraining-layers", "memory", "batch-norm"):
+    if experiment in ("retraining-long", "retraining-cuts", "retraining-layers", "retraining-statistics", "memory", "batch-norm"):
         return []
     return ["cifar10"] if EXPERIMENTS[experiment].runs or experiment in ("controls", "gauges") else ["cifar10", "cifar100"]
 

@@ -4,19 +4,21 @@ import copy
 import sqlite3
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from tnlib import conv_kernels, evaluate, truncate
-from tnlib.experiments import catalogue, measurements, retraining, verification, weights
+from tnlib.experiments import catalogue, measurements, retraining, tables, verification, weights
 from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS, Subject
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import Dataset
 from tnlib.experiments.networks import Recipe, Vanilla
 from tnlib.experiments.resnet import ResNet50
-from tnlib.experiments.retraining import Paths, Retraining
+from tnlib.experiments.retraining import Paths, Retraining, Starts
+from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import read_answers, read_table
 from tnlib.experiments.training import augmented
 from tnlib.experiments.weights import read_card
@@ -254,6 +256,43 @@ def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
     content = path.read_bytes()
     monkeypatch.setattr(Reestimation, "run", None)
     assert measurements.measure("batch-norm", "resnet50", deep, progress=False).read_bytes() == content
+
+
+# ---- where re-trainings start ------------------------------------------------------------------------------------------
+
+def test_starts_are_those_of_the_runs_with_other_statistics_and_nothing_trained(model, deep):
+    case = Case("OUT", 0.5)
+    plan = Retraining("resnet50", model, deep, 0, cases=(case, Case("IN", 0.5)), evaluated=90)
+    starts = Starts(plan, {("OUT", 0.5): 0.4})
+    assert starts.runs() == [(None, "continued"), (case, "free"), (case, "noise")], "a case that was not re-trained has no start"
+    for run in starts.runs():
+        ((labels, found),) = starts.run(*run)
+        module, about = plan.prepared(*run, level=0.4).start(*run)
+        expected = evaluate(reestimated(module, plan.mixed_training_images()), deep)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5) and labels["statistics"] == "re-estimated"
+        assert labels.items() >= about.items() and about["level"] == (0.4 if run[0] else 0.0)
+        assert found.loss != pytest.approx(evaluate(module, deep).loss, rel=1e-4)
+    with pytest.raises(ValueError, match="Sequential has no batch norm"):
+        Starts(Retraining("resnet50", nn.Sequential(nn.Conv2d(3, 3, 3)), deep, 0), {})
+
+
+def test_starts_are_measured_at_the_errors_of_the_re_training_and_without_a_gpu_on_fewer_images(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "results"))
+    with pytest.raises(FileNotFoundError, match="no table of the re-training of resnet50 on .*: tnlib measure retraining resnet50"):
+        measurements.measure("retraining-statistics", "resnet50", deep, progress=False)
+    monkeypatch.setattr(catalogue, "listed_cases", lambda model: (Case("OUT", 0.5), Case("IN", 0.5)))
+    begun = pd.DataFrame([{"cut": cut, "strength": strength, "epoch": epoch, "level": level} for cut, strength, level in (
+        ("none", 1.0, 0.0), ("OUT", 0.5, 0.4), ("IN", 0.5, 0.5)) for epoch in (0, 1)])
+    monkeypatch.setattr(tables, "find_table", lambda *of: of)
+    monkeypatch.setattr(tables, "read_table", lambda of: begun)
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    path = measurements.measure("retraining-statistics", "resnet50", deep, progress=False)
+    table, card = read_table(path), read_card(path)
+    assert table[["cut", "arm", "level", "images"]].values.tolist() == [
+        ["none", "continued", 0.0, 30], *([cut, arm, level, 30] for cut, level in (("OUT", 0.4), ("IN", 0.5)) for arm in ("free", "noise"))]
+    assert card["reduced"] and card["test_images"]["number"] == 30 and card["parameters"]["evaluated_train_images"]["number"] == 30
+    assert set(table.columns) <= COLUMNS.keys()
 
 
 # ---- paths between re-trained networks -------------------------------------------------------------------------------

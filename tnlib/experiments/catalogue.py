@@ -17,7 +17,7 @@ from .evaluation import default_device, split_arrays
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
 from .networks import Recipe, conv_kernels
 from .replacements import Replacements, joined, labelled
-from .retraining import Paths, Retraining
+from .retraining import Paths, Retraining, Starts
 from .strengths import CASES, OTHER_CASES, Case
 from .truncations import cut_truncations, joint_truncations
 from .weights import find_weights, read_card
@@ -34,6 +34,7 @@ MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at 
 # Such a network is truncated to these fractions of the largest rank, and evaluated on so many images: minutes on a GPU.
 DEEP_RANKS, DEEP_IMAGES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9), 5000
 REDUCED_CUTS = ("OUT", "OUT,KW", "OUT,IN")  # where there is no GPU: hours instead of days
+REDUCED_IMAGES = 1000  # there, of runs: those that are evaluated, and those that statistics are estimated on
 REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 0.4, 0.6, 0.8)
 
 
@@ -88,14 +89,16 @@ class Subject:
         return balanced_sample(labels, min(QUICK_TRAIN_IMAGES if self.quick else TRAIN_IMAGES, len(labels)), TRAIN_SEED)
 
     def for_runs(self) -> "Subject":
-        """Itself or, for trying, the same with fewer training images and those test images alone that are evaluated."""
-        if not self.quick:
+        """Itself or, for trying, the same with fewer training images and those test images alone that are evaluated; of a
+        reduced measurement with the latter alone."""
+        if not (self.quick or self.reduced):
             return self
         few = copy.copy(self.dataset)
-        trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
-        few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
-        few.train_differs = few.train_differs[trained]
-        evaluated = few.subset(min(QUICK_IMAGES, len(few.test_labels)))
+        if self.quick:
+            trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
+            few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
+            few.train_differs = few.train_differs[trained]
+        evaluated = few.subset(min(QUICK_IMAGES if self.quick else REDUCED_IMAGES, len(few.test_labels)))
         few.test_images, few.test_labels = few.test_images[evaluated], few.test_labels[evaluated]
         return replace(self, dataset=few)
 
@@ -123,7 +126,7 @@ class Experiment:
     version: int = 1
     weighed: bool = True
     images: int | None = None
-    runs: Callable[[Subject], Retraining | Paths | Reestimation] | None = None
+    runs: Callable[[Subject], Retraining | Paths | Starts | Reestimation] | None = None
     settings: Callable[[Subject], dict] = lambda its: {}
     train_images: bool = False
     reducible: bool = False
@@ -133,7 +136,9 @@ class Experiment:
         images."""
         if subject.quick:
             return replace(self, splits=self.splits[:1], images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
-        return replace(self, splits=self.splits[:1], images=DEEP_IMAGES) if subject.deep and not self.runs else self
+        if self.runs:
+            return replace(self, images=REDUCED_IMAGES) if subject.reduced else self
+        return replace(self, splits=self.splits[:1], images=DEEP_IMAGES) if subject.deep else self
 
     def key_of(self, split: str, labels: dict) -> str:
         return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
@@ -246,6 +251,17 @@ def _retraining(its: Subject, **options) -> Retraining:
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
 
 
+def _starts(its: Subject) -> Starts:
+    from .tables import find_table, read_table  # which know the experiments
+    path = find_table("retraining", its.name, its.dataset.name, its.seed)
+    if path is None:
+        raise FileNotFoundError(f"there is no table of the re-training of {its.name} on {its.dataset.name}, seed {its.seed}, whose networks these "
+                                f"are: tnlib measure retraining {its.name} {its.dataset.name} --seed {its.seed}")
+    begun = read_table(path).query("cut != 'none' and epoch == 0")
+    levels = {(cut, strength): level for cut, strength, level in zip(begun["cut"], begun["strength"], begun["level"])}
+    return Starts(_retraining(its, **{"evaluated": REDUCED_IMAGES} if its.reduced else {}), levels)
+
+
 EXPERIMENTS = {
     "truncation": Experiment(_truncations, ("layer", "cut", "rank"), ("test", "validation"), reducible=True),
     "noise": Experiment(
@@ -288,6 +304,7 @@ EXPERIMENTS = {
     "retraining-layers": Experiment(
         None, ("truncated", "cut", "strength", "arm", "epoch"),
         runs=lambda its: _retraining(its, cases=_one_layer_cases(its), whole=("continued",))),
+    "retraining-statistics": Experiment(None, ("cut", "strength", "arm", "statistics"), runs=_starts, reducible=True),
     "batch-norm": Experiment(
         None, ("cut", "level", "statistics"),
         runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS,

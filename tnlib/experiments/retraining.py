@@ -118,6 +118,13 @@ class Retraining:
         chosen = balanced_sample(labels, min(self.evaluated, len(labels)), TRAIN_SEED)
         return Dataset(self.dataset.train_images[chosen], labels[chosen], classes=self.dataset.classes)
 
+    def mixed_training_images(self) -> np.ndarray:
+        """Those images for batch norm's statistics, augmented and mixed: they are sorted by class, and a batch of one class
+        has other statistics (with which ResNet-50 answers 77 % of CIFAR-10 right and not 93 %)."""
+        images = self.some_training_images.test_images
+        mixed = np.random.RandomState(AUGMENTATION_SEED).permutation(len(images))
+        return augmented(images[mixed], self.recipe, AUGMENTATION_SEED)
+
     def parameters(self) -> dict:
         """What a table of the runs does not say of how they were made: how far a case truncates was found in so many
         steps; the seeds are those of the batches, of their other order, of fresh weights and of noise."""
@@ -238,6 +245,48 @@ class Retraining:
         return tensors
 
 
+# ---- where they start, with other statistics of batch norm ---------------------------------------------------------
+
+@dataclass
+class Starts:
+    """What the runs of `.retraining` start from, but with batch norm's statistics estimated anew, and nothing trained: what
+    training wins back may be only that.
+
+    `.levels`: (cut, strength) → the ε of a case, as its runs have it; cases without one are left out. Raises `ValueError`
+    for a network without batch norm.
+    """
+
+    retraining: Retraining
+    levels: dict[tuple[str, float], float]
+
+    def __post_init__(self):
+        if not batch_norms(self.retraining.model):
+            raise ValueError(f"{type(self.retraining.model).__name__} has no batch norm whose statistics could be estimated anew")
+
+    def parameters(self) -> dict:
+        """Those of the runs, and how training images were augmented for batch norm."""
+        return self.retraining.parameters() | augmentation(self.retraining.recipe)
+
+    def runs(self) -> list[tuple[Case | None, str]]:
+        cases = [case for case in self.retraining.cases if (case.cut, case.strength) in self.levels]
+        return [(None, "continued"), *((case, arm) for case in cases for arm in ("free", "noise"))]
+
+    def keys(self, case: Case | None, arm: str) -> list[dict]:
+        """What tells the rows apart: one a run."""
+        return [self.retraining.called(case) | {"arm": arm, "statistics": "re-estimated"}]
+
+    def prepared(self, case: Case | None, arm: str) -> "Starts":
+        """A copy that has the truncation of the case."""
+        level = None if case is None else self.levels[case.cut, case.strength]
+        return dataclasses.replace(self, retraining=self.retraining.prepared(case, arm, level))
+
+    def run(self, case: Case | None, arm: str) -> Iterator[tuple[dict, Evaluation]]:
+        """(labels, test evaluation). Labels: those of `keys` and of `truncated_to`."""
+        (key,), retraining = self.keys(case, arm), self.prepared(case, arm).retraining
+        module, about = retraining.start(case, arm)
+        yield key | about, evaluate(reestimated(module, retraining.mixed_training_images()), retraining.dataset)
+
+
 # ---- the path between two ends -----------------------------------------------------------------------------------
 
 @dataclass
@@ -273,7 +322,7 @@ class Paths:
         norm = lambda weights: sum(tensor.double().square().sum() for tensor in weights.values()).sqrt().item()
         distance = norm({name: end[name] - tensor for name, tensor in start.items()}) / norm(start)
         module, some = copy.deepcopy(self.retraining.model), self.retraining.some_training_images
-        pixels = self._pixels() if batch_norms(module) else None
+        pixels = self.retraining.mixed_training_images() if batch_norms(module) else None
         for key in self.keys(case, arm):
             weights = {name: torch.lerp(tensor, end[name], key["position"]) for name, tensor in start.items()}
             module.load_state_dict(module.state_dict() | weights)
@@ -281,13 +330,6 @@ class Paths:
             seen = evaluate(network, some)
             yield (key | {"distance": distance, "train_loss": seen.loss, "train_accuracy": seen.accuracy},
                    evaluate(network, self.retraining.dataset))
-
-    def _pixels(self):
-        """The training images for batch norm's statistics, mixed: they are sorted by class, and a batch of one class has
-        others (of which ResNet-50 answers 77 % of CIFAR-10 right and not 93 %)."""
-        images = self.retraining.some_training_images.test_images
-        mixed = np.random.RandomState(AUGMENTATION_SEED).permutation(len(images))
-        return augmented(images[mixed], self.retraining.recipe, AUGMENTATION_SEED)
 
     def _weights(self, case, arm):
         return {name: tensor for name, tensor in self.retraining.read_last_weights(case, arm).items()

@@ -198,11 +198,11 @@ class _Table:
             yield row, evaluate(module, self._some())
 
     def _with_statistics(self, rows):
-        plan = replace(self.entry.runs(self.subject), dataset=self._some())
+        plan = self.entry.runs(replace(self.subject, dataset=self._some()))
         for row in rows:
-            wanted = self.table.loc[row, ["cut", "level", "statistics"]]
-            yield row, next(found for labels, found in plan.run(wanted["cut"], wanted["level"])
-                            if labels["statistics"] == wanted["statistics"])
+            wanted = self.table.loc[row]
+            run = self._run(row) if "arm" in self.table else (wanted["cut"], wanted["level"])
+            yield row, next(found for labels, found in plan.run(*run) if labels["statistics"] == wanted["statistics"])
 
     def retrained(self) -> Retrained:
         row = int(np.flatnonzero((self.table["arm"] == "free") & (self.table["epoch"] == 1))[0])
