@@ -125,7 +125,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 def verify(model, dataset, sample, seed, data):
     """Evaluate published cells (those of the network MODEL, on DATASET) anew from the published weights, and compare
     image by image; hold the published paths against the runs that they lie between, and make the first epoch of one
-    published re-training anew (half a minute)."""
+    published re-training anew (half a minute; without a GPU not of a deep network)."""
     from .experiments.verification import RETRAINED_POINTS, TIES, other_copies, verify, verify_paths, verify_retraining
     of = {name: value for name, value in (("model", model), ("dataset", dataset)) if value}
     checks = verify(sample, seed, data, **of)

@@ -97,6 +97,9 @@ def test_a_re_training_is_verified_where_it_starts_and_made_anew_for_an_epoch(ta
     with monkeypatch.context() as without:  # a table of the runs that had ended when it was stopped
         without.setattr(verification, "read_table", lambda path: results_table(path).query("arm != 'free'"))
         assert verification.verify_retraining() is None
+    with monkeypatch.context() as deep:  # an epoch of which takes an hour without a GPU
+        deep.setattr(verification, "too_large", lambda model, dataset: True)
+        assert verification.verify_retraining() is None
     found = verification.verify_retraining()
     assert found.key == "test cut=OUT,KW strength=0.5 arm=free epoch=1" and found.found == found.published and found.agrees
     checks = [check for check in verification.verify(10_000) if check.table == path.name]

@@ -8,7 +8,7 @@ from functools import cache, partial
 import numpy as np
 
 from .batch_norm import batch_norms
-from .catalogue import EXPERIMENTS, Subject
+from .catalogue import EXPERIMENTS, Subject, too_large
 from .datasets import balanced_indices, load_dataset
 from .evaluation import evaluate, split_arrays
 from .files import PUBLISHED
@@ -101,10 +101,14 @@ def verify_paths(**of) -> list[Check]:
 
 
 def verify_retraining(data=None, **of) -> Retrained | None:
-    """Make one published re-training anew for its first epoch; None where none is published. Raises as `verify` does."""
-    retrained = published_tables(experiment="retraining", **of)
-    path = next((path for path in retrained if (read_table(path)["arm"] == "free").any()), None)  # some arms may be missing
-    return None if path is None else _Table(path, partial(load_dataset, root=data)).retrained()
+    """Make one published re-training anew for its first epoch; None where none is published, or none that this machine
+    could make in minutes: without a GPU those of a deep network. Raises as `verify` does."""
+    for path in published_tables(experiment="retraining", **of):
+        if (read_table(path)["arm"] == "free").any():  # some arms may be missing
+            table = _Table(path, partial(load_dataset, root=data))
+            if not too_large(table.subject.model, table.subject.dataset):
+                return table.retrained()
+    return None
 
 
 def _verifiable(path) -> list[int]:
