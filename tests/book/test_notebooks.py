@@ -357,6 +357,10 @@ def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_publis
         limit = 1.1 * runs.loc[("continued", 5, "none", 1.0), "train_loss"]
         assert (free.loc[5, "train_loss"] > limit).all() and (beside.loc[5, "train_loss"] < limit).all()
         assert runs.loc["scratch"]["accuracy"].max() < 0.6 * whole
+        fresh = read_table(path.with_name(path.name.replace("retraining", "retraining-statistics"))).set_index(["cut", "strength", "arm"])["accuracy"]
+        left, mixed = (fresh.xs(arm, level="arm") for arm in ("free", "noise"))
+        assert len(mixed) == 4 and (mixed > left.reindex(mixed.index) + 0.03).all() and fresh["none", 1.0, "continued"] > whole - 0.03
+        assert (mixed - beside.loc[0, "accuracy"].reindex(mixed.index) > 0.5).all() and (left - free.loc[0, "accuracy"].reindex(left.index) > 0.1).all()
         spectra, names = read_spectra(path).query("arm in ('free', 'noise') and epoch == 5"), list(tnlib.conv_kernels(tnlib.load_model("resnet50", dataset)))
         for (layer, _, ranks, arm), found in spectra.groupby(["layer", "cut", "ranks", "arm"]):
             values = found.sort_values("index")["value"].to_numpy() ** 2

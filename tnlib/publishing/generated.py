@@ -102,6 +102,8 @@ def retrained(jobs: list[Job]) -> str:
         card, runs = read_card(path), read_table(path)
         if "truncated" in runs:  # one layer alone
             runs["cut"] += (" of " + runs["truncated"]).where(runs["cut"] != "none", "")
+        if "epoch" not in runs:  # what others start from
+            continue
         last = runs["epoch"].max()
         accuracy = runs.set_index(["cut", "strength", "arm", "epoch"])["accuracy"]
         cases = [(cut, strength) for cut, strength in dict.fromkeys(zip(runs["cut"], runs["strength"])) if cut != "none"]
