@@ -347,8 +347,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements, retraining, store, weights
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
-from tnlib.experiments.datapackage import COLUMNS
+from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
 from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 measurements.RUNS = retraining.RUNS = Path(sys.argv[1])

@@ -100,10 +100,10 @@ def retrained(jobs: list[Job]) -> str:
     rows, percent = [], lambda share: "–" if share is None else f"{100 * share:.1f}"  # a run may be missing
     for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
         card, runs = read_card(path), read_table(path)
-        if "truncated" in runs:  # one layer alone
-            runs["cut"] += (" of " + runs["truncated"]).where(runs["cut"] != "none", "")
         if "epoch" not in runs:  # what others start from
             continue
+        if "truncated" in runs:  # one layer alone
+            runs["cut"] += (" of " + runs["truncated"]).where(runs["cut"] != "none", "")
         last = runs["epoch"].max()
         accuracy = runs.set_index(["cut", "strength", "arm", "epoch"])["accuracy"]
         cases = [(cut, strength) for cut, strength in dict.fromkeys(zip(runs["cut"], runs["strength"])) if cut != "none"]
