@@ -1,6 +1,7 @@
 """Statistics of batch norm estimated anew, against torch's own training mode; truncations measured with either."""
 
 import copy
+import itertools
 import sqlite3
 
 import numpy as np
@@ -16,6 +17,7 @@ from tnlib.experiments.catalogue import EXPERIMENTS, Subject
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import Dataset
 from tnlib.experiments.networks import Recipe, Vanilla
+from tnlib.experiments.replacements import dense
 from tnlib.experiments.resnet import ResNet50
 from tnlib.experiments.retraining import Paths, Retraining, Starts
 from tnlib.experiments.strengths import Case
@@ -225,12 +227,20 @@ def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatc
     assert list(dict.fromkeys(asked)) == ["conv1", "layer2.0.conv2", "layer4.0.conv2"]
 
 
-def test_without_a_gpu_the_controls_are_the_mean_outputs_of_three_layers(model, data, monkeypatch):
+def test_without_a_gpu_the_controls_are_fewer_and_of_three_layers(model, data, monkeypatch):
+    """Those of a reduced sweep's cuts at one rank, each as with a GPU; and the mean outputs of the same layers."""
     monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
-    parts = EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0, reduced=True))
+    (_, cells), *parts = EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0, reduced=True))
+    rivals = {tuple(labels[name] for name in ("kind", "layer", "cut", "rank")): kernels for labels, kernels in cells}
+    three = ("conv1", "layer2.0.conv2", "layer4.0.conv2")
+    assert {key[:3] for key in rivals} == set(itertools.product(
+        ("truncation", "noise", "random-rank", "random-error", "smallest", "filters"), three, catalogue.REDUCED_CUTS))
+    of_gpu = {tuple(labels[name] for name in ("kind", "layer", "cut", "rank")): kernels for labels, kernels in
+              EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0))[0][1]}
+    for key, kernels in rivals.items():
+        assert all(torch.equal(dense(kernel), dense(of_gpu[key][layer])) for layer, kernel in kernels.items())
     (found,) = zip(*(tuple(cells) for _, cells in parts))
-    assert [(labels["kind"], labels["layer"]) for labels, _ in found] == [
-        ("mean", layer) for layer in ("conv1", "layer2.0.conv2", "layer4.0.conv2")]
+    assert [(labels["kind"], labels["layer"]) for labels, _ in found] == [("mean", layer) for layer in three]
     whole = {labels["layer"]: network for network, cells in EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0))
              for labels, _ in cells if labels["kind"] == "mean"}
     for (network, _), (labels, kernels) in zip(parts, found):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .batch_norm import Reestimation
-from .controls import controls, in_gauges, matched_noise, mean_outputs, shrink
+from .controls import controls, in_gauges, matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_indices, balanced_sample
 from .evaluation import default_device, split_arrays
@@ -30,6 +30,7 @@ LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
+REDUCED_CONTROL_RANKS = (0.2,)  # where there is no GPU, of a deep network, at the cuts of a reduced sweep
 MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
 # Such a network is truncated to these fractions of the largest rank, and evaluated on so many images: minutes on a GPU.
 DEEP_RANKS, DEEP_IMAGES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9), 5000
@@ -207,10 +208,10 @@ def _beside(its: Subject) -> list[str] | None:
 
 
 def _controls(its: Subject, **given):
-    """Without a GPU, of a deep network only whether the layers are needed that others are fitted at: their mean outputs."""
+    """Without a GPU, of a deep network at fewer cuts and ranks, and mean outputs of the same layers alone."""
     if its.reduced:
-        return [(network, labelled(cells, kind="mean"))
-                for network, cells in mean_outputs(its.model, its.dataset, its.train_images, layers=its.sampled)]
+        return controls(its.model, its.dataset, its.train_images, REDUCED_CUTS, REDUCED_CONTROL_RANKS, layers=its.sampled,
+                        constant=its.sampled, **given)
     return controls(its.model, its.dataset, its.train_images, CONTROL_CUTS, QUICK_CONTROL_RANKS if its.quick else CONTROL_RANKS,
                     layers=its.sampled, **given)
 

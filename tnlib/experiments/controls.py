@@ -219,21 +219,21 @@ def _with_entropy(truncations: Replacements) -> Replacements:
 
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
-def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0,
-             layers=None) -> list[tuple[nn.Module, Replacements]]:
+def controls(model: nn.Module, dataset, images, cuts, ranks, seed: int = 0, layers=None,
+             constant=None) -> list[tuple[nn.Module, Replacements]]:
     """Truncations of `layers` (None: of all) at `cuts` and `ranks` and every control of theirs: (network, replacements),
     with a label `kind`.
 
     `kind`: "truncation", "noise" (matched), "random-rank" and "random-error" (`random_subspace`), "smallest"
-    (`smallest_kept`), "filters" (`filters_removed`); and of every layer, as it is one cell, in a network of its own,
-    "mean" (`mean_outputs`, from the training images `images`).
+    (`smallest_kept`), "filters" (`filters_removed`); and of each of the layers `constant` (None: of all, as it is one
+    cell), in a network of its own, "mean" (`mean_outputs`, from the training images `images`).
     """
     truncations = cut_truncations(model, layers, cuts, ranks)
     kinds = {"truncation": truncations, "noise": _without(matched_noise(truncations, 1, seed), "draw"),
              "random-rank": random_subspace(truncations, "rank", seed),
              "random-error": random_subspace(truncations, "error", seed),
              "smallest": smallest_kept(truncations), "filters": filters_removed(truncations)}
-    means = mean_outputs(model, dataset, images)
+    means = mean_outputs(model, dataset, images, layers=constant)
     return [(model, joined([labelled(cells, kind=kind) for kind, cells in kinds.items()])),
             *((network, labelled(cells, kind="mean")) for network, cells in means)]
 
