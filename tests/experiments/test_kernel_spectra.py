@@ -65,6 +65,13 @@ def test_spectra_are_numpys_in_every_gauge(model, spectra, cut, gauge):
         np.testing.assert_allclose(found, by_numpy(kernel, cut), atol=1e-7)
 
 
+def test_some_layers_outside_the_trained_gauge_are_the_same_rows_of_the_whole(model, spectra):
+    found = kernel_spectra(model, samples=3, gauge_seed=4, gauge_spread=0.7, layers=["conv2", "conv4"], trained=False)
+    expected = spectra[spectra.layer.isin(["conv2", "conv4"]) & (spectra.gauge != "trained")]
+    rows = [*HEAD, "index"]
+    pd.testing.assert_frame_equal(*(table.sort_values(rows).reset_index(drop=True) for table in (found, expected)))
+
+
 def test_columns_say_where_a_value_belongs(model, spectra):
     assert list(spectra) == [*HEAD, "index", "value"]
     assert spectra.groupby("layer")["depth"].unique().map(list).to_dict() == {

@@ -3,6 +3,7 @@
 Everything is computed from the weights alone: no data set is needed.
 """
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -22,33 +23,39 @@ from .weights import load_model, trained_seeds
 COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "columns", "max_rank")
 
 
-def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0,
-                   gauge_spread: float = 1.0, shuffled: bool = True, side_by_side: int | None = None) -> pd.DataFrame:
-    """The singular values of every kernel of `model` at every distinct, non-trivial cut: one row a value.
+def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
+                   shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True,
+                   side_by_side: int | None = None) -> pd.DataFrame:
+    """The singular values of the kernels of `layers` (None: of all) of `model` at every distinct, non-trivial cut: one row a value.
 
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded", for `kind` "kernel"; `kind` is also "shuffled"
     (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
-    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time.
-    `side_by_side` as of `cut_spectra`.
+    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time, and without those of the
+    `trained` gauge, where there is another, in half of that. `side_by_side` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
-    for gauge, network in gauges(model, gauge_seed, gauge_spread).items():
+    there = gauges(model, gauge_seed, gauge_spread)
+    if not trained and len(there) > 1:
+        del there["trained"]
+    for place, (gauge, network) in enumerate(there.items()):
         for depth, (layer, kernel) in enumerate(conv_kernels(network).items(), start=1):
+            if layers is not None and layer not in layers:
+                continue
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
             draws = samples if shuffled and gauge != "random" else 0
             spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
                                   {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side)
-            if gauge == "trained":
+            if place == 0:
                 gaussian = _gaussian_spectra(kernel.shape, samples, side_by_side)
                 spectra |= {("none", "gaussian", n): cuts for n, cuts in gaussian.items()}
                 spectra["none", "marchenko_pastur", 0] = {
                     cut.name: marchenko_pastur(*cut.dimensions(kernel.shape)) for cut in distinct_cuts(kernel.shape)
                     if min(cut.dimensions(kernel.shape)) >= MARCHENKO_PASTUR_LEAST}
             for cut in distinct_cuts(kernel.shape):
-                place = *cut.dimensions(kernel.shape), cut.max_rank(kernel.shape)
-                found += [((layer, depth, cut.name, *kind, *place), np.asarray(cuts[cut.name], dtype=float))
+                sides = *cut.dimensions(kernel.shape), cut.max_rank(kernel.shape)
+                found += [((layer, depth, cut.name, *kind, *sides), np.asarray(cuts[cut.name], dtype=float))
                           for kind, cuts in spectra.items() if cut.name in cuts]
     heads, values = zip(*found)
     lengths = [len(spectrum) for spectrum in values]
@@ -93,13 +100,13 @@ def _gaussian_spectra(shape, samples, side_by_side) -> dict[int, dict[str, torch
     return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)}, side_by_side)
 
 
-def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0,
-                    gauge_spread: float = 1.0, shuffled: bool = True) -> pd.DataFrame:
+def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
+                    shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True) -> pd.DataFrame:
     """`kernel_spectra` of every trained network `model` on `dataset`, with a column `seed` in front.
 
     Raises `FileNotFoundError` where there is none.
     """
-    options = samples, gauge_seed, gauge_spread, shuffled
+    options = samples, gauge_seed, gauge_spread, shuffled, layers, trained
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # beside the cuts: on a busy machine more threads wait for each other, for minutes
     try:

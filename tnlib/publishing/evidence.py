@@ -112,15 +112,14 @@ class Pair:
 
     @_once
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
-        """`summary` of the spectra of the published weights' 3×3 kernels."""
+        """`summary` of the spectra of the published weights' 3×3 kernels, in the gauges that claim 2 asks for."""
         model = model or self.model
         if model not in NETWORKS:
             raise FileNotFoundError(f"no weights of {model} on {self.dataset}: there is no network of this name")
         if not (seeds := _accuracies(model, self.dataset)):
             raise _no_weights(model, self.dataset)
-        spectra = network_spectra(model, self.dataset, shuffled=False)
-        spectra = spectra[spectra["layer"].isin(_shapes(model, self.dataset, True)) & spectra["seed"].isin(list(seeds))]
-        return summary(spectra), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
+        spectra = network_spectra(model, self.dataset, shuffled=False, layers=_shapes(model, self.dataset, True), trained=False)
+        return summary(spectra[spectra["seed"].isin(list(seeds))]), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):
         """The rows of "retraining" and, if asked, of "paths" of the networks that have both, up to the epoch needed."""
