@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 MARGIN = 1.0  # points: a drop whose upper bound is not above it is harmless
 LEVEL = 0.95
@@ -92,7 +92,7 @@ def score_interval(lost, gained, images, level: float = LEVEL) -> tuple[np.ndarr
     Source: Tango, Statistics in Medicine 17 (1998) 891.
     """
     lost, gained, images = _paired_counts(lost, gained, images)
-    critical = stats.norm.isf((1 - check_level(level)) / 2)
+    critical = -special.ndtri((1 - check_level(level)) / 2)
     difference = (lost - gained) / images
 
     def solve(end, target):  # the score falls as the hypothesis grows, so bisection finds where it is `target`
@@ -116,7 +116,7 @@ def harmless(lost, gained, images, margin: float = MARGIN) -> np.ndarray:
 
     The score test of non-inferiority at `margin`, which is the same without searching for the bound.
     """
-    return _score(margin / 100, *_paired_counts(lost, gained, images)) <= -stats.norm.ppf(LEVEL)
+    return _score(margin / 100, *_paired_counts(lost, gained, images)) <= -special.ndtri(LEVEL)
 
 
 def _score(difference, lost, gained, images):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # of which stats is loaded where it is used: that takes a second
 
 from .drops import LEVEL, MARGIN, check_level
 
@@ -40,7 +40,7 @@ def student_interval(values, level: float = LEVEL) -> Interval:
     n, mean = values.size, float(values.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stats.t.isf((1 - check_level(level)) / 2, n - 1) * stats.sem(values))
+    half = float(-scipy.special.stdtrit(n - 1, (1 - check_level(level)) / 2) * values.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -211,7 +211,7 @@ def _pairs(x, y) -> tuple[float, int, int]:
         in_x, in_y = (np.sign(values[:, None] - values) for values in (x, y))
         return (in_x * in_y).sum() / 2, np.count_nonzero(in_x) // 2, np.count_nonzero(in_y) // 2
     free_x, free_y = _pairs_not_tied(x), _pairs_not_tied(y)
-    tau = stats.kendalltau(x, y).statistic if free_x and free_y else 0
+    tau = scipy.stats.kendalltau(x, y).statistic if free_x and free_y else 0
     return tau * math.sqrt(free_x * free_y), free_x, free_y
 
 

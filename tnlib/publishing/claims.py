@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import yaml
-from scipy import stats
+import scipy
 
 from ..experiments.drops import LEVEL
 from ..experiments.files import ROOT
@@ -88,7 +88,7 @@ class Part:
         found = student_interval(self.values)
         if self.kind != "share" or found.n == 1:
             return found
-        half = max(found.high - found.estimate, self._agreed * stats.t.isf(ALPHA / 2, found.n - 1))
+        half = max(found.high - found.estimate, self._agreed * scipy.stats.t.isf(ALPHA / 2, found.n - 1))
         return Interval(found.estimate, max(found.estimate - half, 0.0), min(found.estimate + half, 1.0), found.n)
 
     @property
@@ -105,10 +105,10 @@ class Part:
         if self.kind == "ratio":
             values, bound = np.log(values), math.log(bound)
         if self._agreed:
-            return float(2 * stats.t.sf(abs(values[0] - bound) / self._agreed, len(values) - 1))
+            return float(2 * scipy.stats.t.sf(abs(values[0] - bound) / self._agreed, len(values) - 1))
         if np.ptp(values) == 0:  # t is infinite, or 0/0 at the bound
             return 1.0 if values[0] == bound else 0.0
-        return float(stats.ttest_1samp(values, bound).pvalue)
+        return float(scipy.stats.ttest_1samp(values, bound).pvalue)
 
     def text(self, value: float) -> str:
         """A number of this kind, such as one end of the interval, for people."""
