@@ -54,6 +54,26 @@ def test_the_gauges_are_those_of_the_table(shapes_jobs, said):
     assert len(drawn) == 3 * 20 and np.allclose(drawn["share"], share.loc[drawn.index], atol=1e-6)
 
 
+def test_the_deep_network_has_every_rival_at_its_lowest_ranks(shapes_jobs, said):
+    """Here it is the page's own network."""
+    table = read_table(find_table("controls", "vanilla", "shapes", 0))
+    folder = shapes_jobs["controls"].folder / "figures"
+    drawn = pd.read_csv(folder / "controls-deep.csv").set_index(["kind", "layer", "cut", "rank"])
+    expected = table[table.kind != "mean"].sort_values("rank").groupby(["kind", "layer", "cut"], as_index=False).first()
+    assert len(drawn) == len(expected) == 6 * 4 * 5
+    assert np.allclose(drawn.loc[expected.set_index(["kind", "layer", "cut", "rank"]).index, "accuracy_drop"], expected["accuracy_drop"], atol=1e-6)
+
+    cells = {key: group.set_index("kind") for key, group in expected.groupby(["layer", "cut"])}
+    for kind in KINDS:
+        apart = {key: abs(cell.loc[kind, "relative_error"] / cell.loc["truncation", "relative_error"] - 1) > 0.1 for key, cell in cells.items()}
+        drops = [cell.loc[[kind, "truncation"], "accuracy_drop"].tolist() for key, cell in cells.items() if kind != "random-error" or not apart[key]]
+        telling = [pair for pair in drops if max(pair) > 1]
+        assert said[f"deep-better-{kind}"].strip("'") == f"{sum(own < other for other, own in telling)} of {len(telling)}"
+    late = expected[(expected.layer == "conv4") & (expected.kind == "noise")]["accuracy_drop"]
+    assert said["deep-late"].strip("'") == "conv4"
+    assert said["deep-late-noise"].strip("'") == f"{late.min():.1f} to {late.max():.1f}"
+
+
 def test_what_is_not_trained_on_a_data_set_is_said(said):
     assert said["count-without"].strip("'") == "no network"
     assert said["decay-words"].strip("'") == "the second is not measured here"
