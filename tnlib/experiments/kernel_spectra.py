@@ -32,8 +32,8 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded", for `kind` "kernel"; `kind` is also "shuffled"
     (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
-    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time, and without those of the
-    `trained` gauge, where there is another, in half of that. `side_by_side` as of `cut_spectra`.
+    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
+    kernels in that gauge are left out where there is another. `side_by_side` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
     there = gauges(model, gauge_seed, gauge_spread)

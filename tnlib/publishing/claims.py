@@ -21,8 +21,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import yaml
 import scipy
+import yaml
 
 from ..experiments.drops import LEVEL
 from ..experiments.files import ROOT
