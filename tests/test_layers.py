@@ -16,7 +16,7 @@ PACKAGE = Path(tnlib.__file__).parent
 ROOT = PACKAGE.parent
 LAYERS = ("tensors", "experiments", "publishing", "cli")  # each may import those before it
 TENSORS = {"torch", "tensorly", "numpy"}
-THIRD_PARTY = {"tensors": TENSORS, "experiments": TENSORS | {"torchvision", "pandas", "scipy", "safetensors", "tqdm"}}
+THIRD_PARTY = {"tensors": TENSORS, "experiments": TENSORS | {"torchvision", "pandas", "scipy", "safetensors", "tqdm", "filelock"}}
 INTERFACE = set("""
 CUTS Cut singular_values truncate factorize relative_error norm_kept entanglement_entropy patches conv2d avg_pool2d
 hosvd cp tensor_train tensor_ring separable depthwise_separable

@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 
@@ -113,6 +115,31 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
     assert "seconds" not in first and second["seconds"] > 0 and first["versions"]["torch"] == version("torch")
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+
+
+def test_of_two_that_measure_the_same_one_does_and_the_other_waits(small, monkeypatch, capfd):
+    at_work, swept, evaluated = threading.Event(), measurements.sweep, []
+
+    def slowly(*given, **named):
+        for place, found in swept(*given, **named):
+            at_work.set()
+            time.sleep(0.01)
+            evaluated.append(place["key"])
+            yield place, found
+
+    monkeypatch.setattr(measurements, "sweep", slowly)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(measure, "shrink", "vanilla", small, folder=None, progress=False)
+        assert at_work.wait(60)
+        path = measure("shrink", "vanilla", small)
+    assert path == first.result() and len(evaluated) == len(set(evaluated)) == len(read_table(path)) + 1
+    assert "shrink-vanilla-small-s0: waits for another process that measures it" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(small, tmp_path):
+    (tmp_path / "results").write_text("not a folder")
+    with pytest.raises(store.StoreError, match=f"results cannot be kept in {tmp_path}/results: .*File exists"):
+        measure("shrink", "vanilla", small, progress=False)
 
 
 def test_a_measurement_that_was_begun_with_other_settings_is_not_gone_on_with(small, monkeypatch):

@@ -3,8 +3,6 @@
 import fnmatch
 import json
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -15,7 +13,6 @@ from safetensors.numpy import load_file
 from tnlib.experiments import tables, weights
 from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.networks import NETWORKS, network
-from tnlib.experiments.store import StoreError
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.weights import find_weights, published_networks, read_card, trained_seeds
 from tnlib.publishing import results
@@ -132,33 +129,6 @@ def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monke
     assert len(results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))) == 1
     with pytest.raises(ValueError, match="is not the data set that vanilla-mine-s0 was trained on"):
         results.results("networks", "vanilla", str(tmp_path / "b" / "mine.npz"))
-
-
-def test_of_two_pages_that_need_one_table_one_measures_it(monkeypatch, tmp_path):
-    asked, published = [], find_table("shrink", "vanilla", "cifar10", 0)
-    path = tmp_path / "results" / "shrink-vanilla-shapes-s0.csv"
-
-    def slowly(experiment, model, dataset, seed, progress):
-        asked.append(seed)
-        time.sleep(0.3)
-        for suffix in (".csv", ".json"):
-            shutil.copy(published.with_suffix(suffix), path.with_suffix(suffix))
-        return path
-
-    monkeypatch.setattr(results, "measure_table", slowly)
-    monkeypatch.setattr(results, "RUNS", tmp_path)
-    monkeypatch.setattr(results, "find_table", lambda *_: path if path.is_file() else None)
-    with ThreadPoolExecutor(2) as pages:
-        first, second = pages.map(lambda _: results._measured("shrink", "vanilla", "shapes"), range(2))
-    assert asked == [0] and first.equals(second) and len(first) == len(read_table(published))
-
-
-def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
-    (tmp_path / "results").write_text("not a folder")
-    monkeypatch.setattr(results, "RUNS", tmp_path)
-    monkeypatch.setattr(results, "find_table", lambda *_: None)
-    with pytest.raises(StoreError, match=f"results cannot be kept in {tmp_path}/results: .*File exists"):
-        results._measured("shrink", "vanilla", "shapes")
 
 
 def test_networks_are_described_as_a_caption_does():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .catalogue import Subject, experiment_called, too_large
@@ -19,7 +21,7 @@ from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
 from .retraining import Retraining
-from .store import Store
+from .store import Store, StoreError
 from .sweep import sweep
 from .tables import UNTRUNCATED, has_card, write_table
 from .training import as_trained_on, training_precision
@@ -33,7 +35,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
 
     What is found is kept in runs/results/<name>.sqlite, within a second; a call that finds it goes on from there, and ends
     in the same table and bits as one that was never stopped; what was begun on a GPU is ended in the same form without one, where a
-    deep network is otherwise measured at fewer cells. They go to `folder`, by default runs/results/.
+    deep network is otherwise measured at fewer cells. They go to `folder`, by default runs/results/. While another process
+    measures the same, this one waits, says so, and then goes on from what is there.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
     hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
     a whole one), whose card says which are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
@@ -65,23 +68,44 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     if entry.runs and isinstance(plan := entry.runs(subject), Retraining):
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
-    store = Store(kept, identity)
-    missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
-    if missing:
-        call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
+    with _alone(kept, progress):
+        store = Store(kept, identity)
+        missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
+        if missing:
+            call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
+            try:
+                with store.adding() as add:
+                    for together in results:
+                        add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
+                              for place, found in together))
+            except (KeyboardInterrupt, FileNotFoundError, ValueError):
+                part = not has_card(path) or "missing" in read_card(path)
+                if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
+                    write_table(entry, store, path, identity | {"missing": lacking}, dataset)
+                raise
+            store.end(call, seconds=round(time.perf_counter() - begun, 1))
+        return write_table(entry, store, path, identity, dataset)
+
+
+@contextmanager
+def _alone(kept: Path, say: bool):
+    """No other process measures meanwhile what is kept at `kept`: of a run made twice, rows and last weights could be of two."""
+    lock = FileLock(kept.with_suffix(".lock"))
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with store.adding() as add:
-                for together in results:
-                    add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
-                          for place, found in together))
-        except (KeyboardInterrupt, FileNotFoundError, ValueError):
-            part = not has_card(path) or "missing" in read_card(path)
-            if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
-                write_table(entry, store, path, identity | {"missing": lacking}, dataset)
-            raise
-        store.end(call, seconds=round(time.perf_counter() - begun, 1))
-    return write_table(entry, store, path, identity, dataset)
+            lock.acquire(timeout=0)
+        except Timeout:
+            if say:
+                tqdm.write(f"{kept.stem}: waits for another process that measures it", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise StoreError(f"results cannot be kept in {kept.parent}: {error}. Is it a folder, and writable?") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _circumstances(entry, executor) -> dict:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.datasets import load_dataset
@@ -15,7 +14,6 @@ from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels, network
-from ..experiments.store import StoreError
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.training import as_trained_on
 from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
@@ -68,25 +66,9 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}" + " --publish" * section.of_the_book)
     if measure and anew or not tables:
-        tables = [_measured_once(experiment, model, dataset, seed, anew) for seed in (seeds if anew else seeds[:1])]
-    return pd.concat(map(read, tables), ignore_index=True)
-
-
-def _measured_once(experiment, model, dataset, seed, anew) -> Path:
-    """Measure a network, or wait while another page does."""
-    folder = RUNS / "results"
-    lock = FileLock(folder / f"{experiment}-{stem(model, dataset, seed)}.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise StoreError(f"results cannot be kept in {folder}: {error}. Is it a folder, and writable?") from None
-    try:
         shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
-        there = None if anew else _table(experiment, model, dataset, seed)
-        return there or measure_table(experiment, model, dataset, seed, progress=shown)
-    finally:
-        lock.release()
+        tables = [measure_table(experiment, model, dataset, seed, progress=shown) for seed in (seeds if anew else seeds[:1])]
+    return pd.concat(map(read, tables), ignore_index=True)
 
 
 def _table(experiment, model, dataset, seed) -> Path | None:
