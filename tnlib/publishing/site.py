@@ -1,6 +1,5 @@
 """From executed notebooks to pages: a staging folder that Jupyter Book renders."""
 
-import hashlib
 import json
 import re
 import subprocess
@@ -13,6 +12,7 @@ from ..experiments.files import PUBLISHED, ROOT, write_json
 from .citation import citation
 from .generated import SiteError, fill
 from .running import Job
+from .section import digest
 from .sphinx_extension import FIGURES
 
 
@@ -62,9 +62,10 @@ def render(stage: Path, output: Path, say=print) -> Path:
     """
     html = output / "_build" / "html"
     record = output / "_build" / "rendered.json"
-    digest = _digest(stage)
+    made_of = digest([*sorted(path for path in stage.rglob("*") if path.is_file()), ROOT / "CITATION.cff",
+                      *sorted(Path(__file__).parent.glob("*.py"))])  # the Sphinx extension and what it imports
     try:
-        if json.loads(record.read_text(encoding="utf-8"))["stage"] == digest and (html / "index.html").is_file():
+        if json.loads(record.read_text(encoding="utf-8"))["stage"] == made_of and (html / "index.html").is_file():
             say("pages: up to date")
             return html / "index.html"
     except (OSError, ValueError, KeyError):
@@ -72,7 +73,7 @@ def render(stage: Path, output: Path, say=print) -> Path:
     say("pages: rendering")
     record.unlink(missing_ok=True)
     jupyter_book(stage, output, "html")
-    write_json(record, {"stage": digest})
+    write_json(record, {"stage": made_of})
     return html / "index.html"
 
 
@@ -150,12 +151,3 @@ def _lay_out(wanted: dict[Path, Path | bytes], stage: Path) -> None:
         if not target.is_file() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-
-
-def _digest(stage: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in stage.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(stage)}\0".encode() + path.read_bytes())
-    for path in (ROOT / "CITATION.cff", *sorted(Path(__file__).parent.glob("*.py"))):  # the Sphinx extension and what it imports
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
