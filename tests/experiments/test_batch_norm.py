@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib import conv_kernels, evaluate, truncate
+from tnlib import conv_kernels, entanglement_entropy, evaluate, truncate
 from tnlib.experiments import catalogue, measurements, retraining, tables, verification, weights
 from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS, Subject
@@ -23,11 +23,12 @@ from tnlib.experiments.retraining import Paths, Retraining, Starts
 from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import read_answers, read_table
 from tnlib.experiments.training import augmented
+from tnlib.experiments.truncations import cut_truncations
 from tnlib.experiments.weights import read_card
 from tnlib.tensors.cuts import distinct_cuts
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
-BLOCKS = {"stem": "s1", "blocks": (1, 1, 1, 1), "width": 8, "image_size": 16}
+BLOCKS = {"stem": "s1", "blocks": (1, 1, 1, 1), "width": 4, "image_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,20 @@ def test_without_a_gpu_the_controls_are_fewer_and_of_three_layers(model, data, m
     for (network, _), (labels, kernels) in zip(parts, found):
         layer = labels["layer"]
         assert not kernels[layer].any() and torch.equal(network.get_submodule(layer).bias, whole[layer].get_submodule(layer).bias)
+
+
+def test_without_a_gpu_the_gauges_are_looked_at_along_one_cut(model, data, monkeypatch):
+    """The truncations of the network, and of the one of the same function in which batch norm only shifts."""
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    (own, trained), (other, folded) = EXPERIMENTS["gauges"].parts(Subject("resnet50", model, data, 0, reduced=True))
+    assert own is model and evaluate(other, data).loss == pytest.approx(evaluate(model, data).loss, rel=1e-4)
+    for gauge, network, cells in (("trained", own, trained), ("folded", other, folded)):
+        kernels = conv_kernels(network)
+        expected = cut_truncations(network, ["conv1", "layer2.0.conv2", "layer4.0.conv2"], ["OUT"], catalogue.DEEP_RANKS)
+        for (labels, replaced), (plain, same) in zip(cells, expected, strict=True):
+            (layer,) = replaced
+            assert labels == plain | {"gauge": gauge, "entropy": entanglement_entropy(kernels[layer], "OUT").item()}
+            assert torch.equal(dense(replaced[layer]), dense(same[layer]))
 
 
 def test_the_data_aware_error_of_a_cell_takes_only_its_layer(model, data):

@@ -216,6 +216,13 @@ def _controls(its: Subject, **given):
                     layers=its.sampled, **given)
 
 
+def _gauges(its: Subject, **given):
+    """Without a GPU, of a deep network at the cut whose rows batch norm scales, and the ranks of such a network."""
+    if its.reduced:
+        return in_gauges(its.model, ("OUT",), DEEP_RANKS, layers=its.sampled, **given)
+    return in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None, layers=its.sampled, **given)
+
+
 def _joint(its: Subject):
     if its.deep and not its.quick:
         return joined([labelled(joint_truncations(its.model, REESTIMATED_CUTS, common, DEEP_RANKS), layers="all")
@@ -287,11 +294,8 @@ EXPERIMENTS = {
                        settings=_of_ring),
     "controls": Experiment(_controls, ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES,
                            settings=lambda its: {"seed": its.seed}, weighed=False, train_images=True, reducible=True),
-    "gauges": Experiment(
-        lambda its, **given: in_gauges(its.model, CONTROL_CUTS, QUICK_GAUGE_RANKS if its.quick else None,
-                                       layers=its.sampled, **given),
-        ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES, settings=lambda its: {"seed": its.seed, "spread": 1.0},
-        weighed=False),
+    "gauges": Experiment(_gauges, ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES,
+                         settings=lambda its: {"seed": its.seed, "spread": 1.0}, weighed=False, reducible=True),
     "memory": Experiment(lambda its: cut_truncations(its.model, cuts=CONTROL_CUTS), ("layer", "cut", "rank"), ("train",),
                          weighed=False),
     "retraining": Experiment(None, ("cut", "strength", "arm", "epoch"), runs=_retraining),
