@@ -111,8 +111,10 @@ MODELS = {
 SEEN = {}  # every model is made once
 
 
-def model_and_data(name, images=200):
-    """A model in eval mode that answers differently for different images, and images with its own answers as labels."""
+def model_and_data(name):
+    """A model in eval mode that answers differently for different images, and images with its own answers as labels: two batches
+    of a sweep, or one of the largest model."""
+    images = 100 if name == "resnet18" else 200
     if name not in SEEN:
         torch.manual_seed(0)
         model = (MODELS | {"written": Written, "choosing": Choosing})[name]()

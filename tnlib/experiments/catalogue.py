@@ -24,8 +24,8 @@ from .weights import find_weights, read_card
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
 QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
-QUICK_TRAINED, QUICK_EVALUATED = 3000, 500  # training images there: those of a re-training, and those it is evaluated on
-QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions there
+QUICK_TRAINED, QUICK_EVALUATED = 1500, 500  # training images there: those of a re-training, and those it is evaluated on
+QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank there
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
@@ -192,7 +192,7 @@ def too_large(model: torch.nn.Module, dataset: Dataset) -> bool:
 
 def _truncations(its: Subject, layers=None) -> Replacements:
     if not its.reduced:
-        return cut_truncations(its.model, layers, ranks=rank_fractions(its.model))
+        return cut_truncations(its.model, layers, ranks=QUICK if its.quick else rank_fractions(its.model))
     spatial, pointwise = its.layers
     return joined([cut_truncations(its.model, layers, cuts, DEEP_RANKS)
                    for layers, cuts in ((spatial, REDUCED_CUTS), (pointwise, ["OUT"])) if layers])
