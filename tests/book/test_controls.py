@@ -1,10 +1,13 @@
 """The chapter on controls: its numbers again from the tables, without its code."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from tnlib.experiments.drops import harmless
 from tnlib.experiments.files import ROOT
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.publishing.building import glued_values
@@ -74,6 +77,22 @@ def test_the_deep_network_has_every_rival_at_its_lowest_ranks(shapes_jobs, said)
     late = expected[(expected.layer == "conv4") & (expected.kind == "noise")]["accuracy_drop"]
     assert said["deep-late"].strip("'") == "conv4"
     assert said["deep-late-noise"].strip("'") == f"{late.min():.1f} to {late.max():.1f}"
+
+
+def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):
+    table = read_table(find_table("gauges", "vanilla", "shapes", 0)).sort_values("rank", ascending=False)
+    assert said["deep-gauge-gauge"].strip("'") == "random" and said["deep-gauge-where"].strip("'").startswith("shapes, ")
+    shares, stars = {}, {}
+    for (gauge, layer, _), curve in table.groupby(["gauge", "layer", "cut"]):
+        fine = harmless(curve["lost"], curve["gained"], curve["images"])
+        stars.setdefault((gauge, layer), []).append((1 - curve["norm_kept"])[np.logical_and.accumulate(fine)].clip(0).max() if fine[0] else 0)
+        shares.setdefault((gauge, layer), []).append(curve["entropy"].iloc[0] / np.log2(curve["max_rank"].iloc[0]))
+    layers = ("conv1", "conv2", "conv3", "conv4")
+    for name, gauge in (("trained", "trained"), ("other", "random")):
+        found = [float(star) for star in re.findall(r"\d\.\d+", said[f"deep-gauge-{name}"])]
+        assert found == pytest.approx([np.median(stars[gauge, layer]) for layer in layers], abs=0.00051)
+    changes = [float(change) for change in re.findall(r"[+-]\d\.\d+", said["deep-gauge-entropy"].replace("−", "-"))]
+    assert changes == pytest.approx([np.median(shares["random", layer]) - np.median(shares["trained", layer]) for layer in layers], abs=0.00051)
 
 
 def test_what_is_not_trained_on_a_data_set_is_said(said):
