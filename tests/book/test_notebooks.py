@@ -134,7 +134,7 @@ def test_each_truncation_is_beside_its_own_noise_and_its_own_shrunk_kernel(shape
     cells = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'test'")
     noise = read_table(find_table("noise", "vanilla", "shapes", 0))
     shrunk = read_table(find_table("shrink", "vanilla", "shapes", 0))
-    assert len(beside) == len(cells) == 240
+    assert len(beside) == len(cells) == 94
     for key, draws in noise.groupby(["layer", "cut", "rank"]):
         assert beside.loc[key, "matched noise"] == pytest.approx(draws["accuracy_drop"].mean(), abs=1e-6)
     for row in cells.itertuples():

@@ -13,10 +13,10 @@ FAULTS = """
 import resource, sys, torch
 from tnlib.experiments.allocator import keep_freed_memory
 assert keep_freed_memory() if sys.argv[1] == "kept" else True
-for _ in range(3):
+for _ in range(10):
     torch.ones(2**24)  # 64 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(30):  # in a few of which, wherever small blocks come to lie, a new place is taken
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
