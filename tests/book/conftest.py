@@ -18,7 +18,7 @@ def shapes_jobs(shared):
     """Every section of the book, executed with the `shapes` profile: name → job."""
     jobs = {name: Job(section, section_values(section, "shapes", {}), shared / "shapes" / name)
             for name, section in sections().items()}
-    first = ("truncations", "scorecard", "retraining")  # those that measure longest: others wait for what they measure
+    first = ("truncations", "scorecard", "retraining", "controls")  # those that measure longest, and what others look for
     with FileLock(shared / "shapes.lock"):
         run([jobs[name] for name in dict.fromkeys((*first, *jobs))])  # but what another process has run already
     return jobs
