@@ -91,8 +91,8 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
 
 
 def alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits are the expected ones, up to rounding; two that are NaN are alike."""
-    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num().max().item()
+    """Whether logits are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike."""
+    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num(posinf=0.0).max().item()
     return torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 

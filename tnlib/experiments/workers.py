@@ -63,7 +63,8 @@ class Worker:
                 raise CancelledError
             for k in range(cells):
                 logits = after(*values)
-                correct[k].append(((logits.argmax(1) == target) & logits.isfinite().all(1)).cpu())  # NaN is no answer
+                best, answer = logits.max(1)
+                correct[k].append(((answer == target) & best.isfinite()).cpu())  # NaN is no answer
                 loss[k] += F.cross_entropy(logits.double(), target, reduction="sum").item()
         return [(torch.cat(right).numpy(), total) for right, total in zip(correct, loss)]
 
