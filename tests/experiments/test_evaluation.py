@@ -172,6 +172,8 @@ BAD = {
     "empty-split": (lambda: evaluate(network(), dataset(train=9), split="validation"), "has no validation images"),
     "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(50, 4\) .*at least 5 classes"),
     "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(50, 5, 16, 16\) for a batch of 50"),
+    "batch-size": (lambda: evaluate(network(), dataset(), batch_size=0), "batch_size must be a whole number of at least 1, got 0"),
+    "device": (lambda: evaluate(network().to("meta"), dataset()), "the model must be on the CPU or on CUDA, .* got the device meta"),
     "no-module": (lambda: evaluate("vanilla", dataset()), "model must be a torch.nn.Module, got str"),
     "other-channels": (lambda: evaluate(nn.Conv2d(1, 5, 1), dataset()),
                        r"Conv2d does not take images of shape \(16, 16, 3\) \(\(3, 16, 16\) after preprocess\): Given groups=1"),

@@ -236,6 +236,16 @@ def test_for_trying_fewer_images_are_evaluated():
     assert catalogue.EXPERIMENTS["retraining"].on(subject).images == 500
 
 
+def test_what_is_evaluated_on_training_images_says_nothing_of_test_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurements, "RUNS", tmp_path)
+    monkeypatch.setattr(catalogue, "QUICK_IMAGES", 20)
+    few = dataclasses.replace(catalogue.EXPERIMENTS["memory"], cells=lambda its: cut_truncations(its.model, ["conv1"], ["KW"]))
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "memory", few)
+    path = measure("memory", "vanilla", datasets.load_dataset("shapes"), folder=tmp_path, progress=False)
+    assert set(read_table(path)["split"]) == {"train"} and set(read_table(path)["images"]) == {20}
+    assert "test_images" not in json.loads(path.with_suffix(".json").read_text())
+
+
 def test_for_trying_runs_are_on_fewer_images():
     shapes = datasets.load_dataset("shapes")
     subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)

@@ -214,4 +214,14 @@ def test_kernels_are_stored_as_float16_and_the_card_is_about_what_is_loaded(trai
 def test_sides_take_equal_shares_of_the_epochs():
     recipe = Recipe(epochs=12, sides=(16, 24, 24, 32))
     assert [recipe.side(epoch, 32) for epoch in range(12)] == [16] * 3 + [24] * 6 + [32] * 3
+    assert [recipe.side(epoch, 64) for epoch in range(0, 12, 3)] == [32, 48, 48, 64], "the last is an image's own side"
     assert [Recipe(epochs=2).side(epoch, 28) for epoch in range(2)] == [28, 28]
+
+
+@pytest.mark.parametrize("given, message", [({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+                                            ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+                                            ({"crop_padding": -1}, "crop_padding must be a whole number of at least 0, got -1"),
+                                            ({"sides": (24, 0)}, "a side must be a whole number of at least 1, got 0")])
+def test_a_recipe_that_cannot_be_followed_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**given)

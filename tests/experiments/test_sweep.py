@@ -15,7 +15,8 @@ from tnlib import Dataset, conv_kernels, evaluate, load_dataset, load_model, swe
 from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments import workers as workers_module
 from tnlib.experiments.convolution import Convolution
-from tnlib.experiments.graph import Network, traced
+from tnlib.experiments.graph import Network, alike, traced
+from tnlib.experiments.evaluation import to_unit_floats
 from tnlib.experiments.truncations import cut_truncations
 
 TIES = 2 / 10_000  # images that may be answered otherwise, for two logits are equal to rounding
@@ -61,6 +62,40 @@ def test_what_is_left_by_one_cell_does_not_reach_the_next(name):
         if "size" not in labels or labels["size"] == 1.5:
             assert np.array_equal(evaluation.correct, forwards[labels["cell"]].correct)
             assert evaluation.loss == forwards[labels["cell"]].loss
+
+
+def test_a_class_that_is_masked_out_is_one_that_is_not_answered():
+    """−∞ for a class is an answer among the others, in a sweep as in `evaluate`; and the trace is held against it."""
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0]))
+
+        def forward(self, image):
+            return self.linear(self.conv(image).relu().mean((2, 3))) + self.mask
+
+    torch.manual_seed(0)
+    model, random = Masked().eval(), np.random.RandomState(0)
+    dataset = Dataset(random.randint(0, 256, (60, 8, 8, 3)).astype(np.uint8), np.arange(60) % 3)
+    expected = evaluate(model, dataset)
+    ((_, found),) = run(model, dataset, [({}, {"conv": model.conv.weight.detach()})])
+    assert np.array_equal(found.correct, expected.correct) and 0 < expected.correct.sum() < 60
+    assert found.loss == expected.loss == np.inf
+    logits = torch.tensor([[1.0, -torch.inf], [2.0, -torch.inf]])
+    assert alike(logits.clone(), logits) and not alike(logits + 0.1, logits) and not alike(logits.nan_to_num(), logits)
+
+
+def test_a_preprocess_that_writes_into_its_batch_leaves_the_images_as_they_are():
+    def inverted(batch):
+        batch.bitwise_not_()
+        return to_unit_floats(batch)
+
+    model, dataset = model_and_data("branches")
+    before = dataset.test_images.copy()
+    expected = evaluate(model, dataset, inverted)
+    ((_, found),) = run(model, dataset, [({}, {})], preprocess=inverted)
+    assert np.array_equal(dataset.test_images, before) and np.array_equal(found.correct, expected.correct)
 
 
 def test_nan_is_no_answer():

@@ -399,9 +399,17 @@ def test_a_channel_of_one_value_is_no_reason_to_diverge(tmp_path):
 
 def test_weights_of_other_images_are_not_replaced(tmp_path):
     before, _ = run(tmp_path)
-    with pytest.raises(ValueError, match="Dataset.'mine'.* is not the data set that tiny-mine-s0 was trained on"):
+    with pytest.raises(ValueError, match="Dataset.'mine'.* is not the data set that tiny-mine-s0 was trained on.* "
+                       "remove tiny-mine-s0.safetensors and its card, and train again"):
         run(tmp_path, dataset(seed=1))
     assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before and run(tmp_path)[0] == before
+
+
+def test_weights_without_a_card_are_those_of_a_training_that_was_cut_off(tmp_path):
+    """Killed between the two files: nothing says what the first is, and the training ends in the same."""
+    before, card = run(tmp_path)
+    (tmp_path / f"{STEM}.json").unlink()
+    assert run(tmp_path)[0] == before and (tmp_path / f"{STEM}.json").is_file()
 
 
 def test_weights_of_another_network_of_the_same_name_are_not_replaced(tmp_path, monkeypatch):
@@ -419,6 +427,9 @@ BAD = {
     "data-set": (lambda folder: train("tiny", "shape", folder=folder), "unknown data set 'shape'"),
     "too-few": (lambda folder: run(folder, dataset(train=12)),
                 r"'mine': 11 train, .* has 11 training images; at least one batch of 12 is needed"),
+    "none-held-out": (lambda folder: run(folder, dataset(train=9), recipe=dataclasses.replace(RECIPE, batch_size=4)),
+                      "has 9 training images, too few for a tenth to be held out: at least ten are needed"),
+    "device": (lambda folder: train("tiny", dataset(), folder=folder, device="meta"), "must be on the CPU or on CUDA, .* device meta"),
     "no-train": (lambda folder: run(folder, Dataset(np.zeros((3, 16, 16, 3), np.uint8), [0, 1, 2])), "has 0 training"),
     "oblong": (lambda folder: run(folder, Dataset(*[np.zeros((30, 16, 32, 3), np.uint8), np.arange(30) % 3] * 2)),
                r"square images.* has \(16, 32\)"),

@@ -268,7 +268,9 @@ NAN = torch.where(gaussian() > 2, float("nan"), gaussian())
 BAD = {
     "three-modes": (lambda: singular_values(K[0], "OUT"), ValueError, r"kernel must have four .*\(8, 3, 3\)"),
     "empty": (lambda: singular_values(K[:0], "OUT"), ValueError, r"non-empty .*\(0, 8, 3, 3\)"),
-    "integers": (lambda: truncate(K.long(), "OUT", 1), TypeError, r"floating dtype, got torch.int64"),
+    "integers": (lambda: truncate(K.long(), "OUT", 1), TypeError, r"floating dtype, of 16 bits or more, got torch.int64"),
+    "eight-bits": (lambda: singular_values(K.to(torch.float8_e4m3fn), "OUT"), TypeError, "of 16 bits or more, got torch.float8_e4m3fn"),
+    "device": (lambda: truncate(K.to("meta"), "OUT", 1), ValueError, "kernel must be on the CPU or on CUDA, .* got the device meta"),
     "numpy": (lambda: truncate(K.numpy(), "OUT", 1), TypeError, "must be a torch tensor .* got ndarray"),
     "nan": (lambda: singular_values(NAN, "OUT"), ValueError, "NaN or infinity"),
     "infinity": (lambda: truncate(K / 0, "OUT", 1), ValueError, "NaN or infinity"),

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..tensors.checks import check_count, check_device
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -106,7 +108,8 @@ def prepared(preprocess, batch: torch.Tensor, device: torch.device) -> torch.Ten
     """What `preprocess` makes of a batch of images, on `device`. Raises `ValueError` where it fails, or makes no tensor with
     one entry an image."""
     try:
-        inputs = preprocess(batch)
+        # The user's own function may write into its batch, which shares its memory with the data set.
+        inputs = preprocess(batch if preprocess is to_unit_floats else batch.clone())
     except Exception as error:  # whatever the caller's own code raises
         raise ValueError(f"preprocess fails on a uint8 batch {tuple(batch.shape)}: {type(error).__name__}: {error}") from error
     if not isinstance(inputs, torch.Tensor) or inputs.shape[:1] != batch.shape[:1]:
@@ -144,13 +147,16 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
 
     `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
     The model is put into eval mode for the time. Raises `ValueError` for an unknown or empty split, a model that does not
-    take the images, logits that are not (N, classes) or not finite, and a `preprocess` that makes no batch, and `TypeError` for anything but a module.
+    take the images or is on a device without float64, logits that are not (N, classes) or are NaN, a `preprocess` that makes
+    no batch and a batch size below 1, and `TypeError` for anything but a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_count(batch_size, "batch_size")
     images, labels = split_arrays(dataset, split)
     preprocess = preprocess or to_unit_floats
     parameter = next(model.parameters(), torch.empty(0))
+    check_device(parameter.device, "the model")
     correct, loss = [], 0.0
     with eval_mode(model), torch.inference_mode(), exact_float32():
         for start in range(0, len(labels), batch_size):

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..tensors.checks import check_count
+
 
 class Normalize(nn.Module):
     """(image − mean) / std by channel; the two are buffers, so that a network's weights say how it sees an image."""
@@ -59,7 +61,8 @@ def _resnet50(**arguments) -> nn.Module:
 class Recipe:
     """How a network is trained: SGD with Nesterov momentum, one triangle of the learning rate, light augmentation.
 
-    `.sides`: to which sides images are shrunk, each for an equal share of the epochs; (): they stay as they are.
+    `.sides`: to which sides images are shrunk, each for an equal share of the epochs, where the last stands for their own
+    side: (24, 32) is three quarters of it, then all of it. (): they stay as they are.
     `.bfloat16`: whether a CPU with matrix tiles (AMX) trains in bfloat16 autocast; see `training.bfloat16_pays`.
     """
 
@@ -76,9 +79,17 @@ class Recipe:
     sides: tuple[int, ...] = ()
     bfloat16: bool = True
 
+    def __post_init__(self):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
+            check_count(getattr(self, name), name, least)
+        for side in self.sides:
+            check_count(side, "a side")
+
     def side(self, epoch: int, own: int) -> int:
         """The side that images of side `own` have in an epoch, counted from 0."""
-        return self.sides[epoch * len(self.sides) // self.epochs] if self.sides else own
+        if not self.sides:
+            return own
+        return round(own * self.sides[epoch * len(self.sides) // self.epochs] / self.sides[-1])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..tensors.checks import check_device
 from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
 from .graph import CALLS, Network, alike, traced
@@ -156,6 +157,7 @@ def _chosen(pixels, labels, indices):
 def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one."""
     parameter = next(model.parameters())
+    check_device(parameter.device, "the model")
     probe = prepared(preprocess, torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device), parameter.device)
     with CALLS.as_they_are(), eval_mode(model):
         logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))

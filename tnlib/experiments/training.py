@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..tensors.checks import check_count
+from ..tensors.checks import check_count, check_device
 from .datasets import Dataset, balanced_sample, load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
 from .files import RUNS, atomic_path
@@ -44,11 +44,15 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, entry)
     device = torch.device(device or default_device())
+    check_device(device, "the network")
     arguments, own = entry.trained_with(dataset.name, device.type)
     recipe = recipe or own
     if len(dataset.train_labels) < recipe.batch_size:
         raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images; at least one batch of "
                          f"{recipe.batch_size} is needed")
+    if not len(dataset.validation_labels):
+        raise ValueError(f"{dataset!r} has {len(dataset.train_labels)} training images, too few for a tenth to be held out: at least "
+                         "ten are needed")
     if dataset.train_images.shape[1] != dataset.train_images.shape[2]:
         raise ValueError(f"training takes square images, {dataset!r} has {dataset.train_images.shape[1:3]}")
     if dataset.train_images.shape[3] != 3:
@@ -56,7 +60,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
                          f"{dataset.train_images.shape[3]}; grey ones repeated three times would do")
     name = stem(model, dataset.name, seed)
     path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
-    if path.is_file():  # which training anew may replace, but for those of other images
+    if path.is_file() and path.with_suffix(".json").is_file():  # training anew may replace them, but not those of other images
         check_called(path, read_card(path), model, dataset.name, seed)
         check_trained_on(dataset, read_card(path))
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it

@@ -121,7 +121,7 @@ def check_trained_on(dataset, card: dict) -> None:
     if card.get("core_fingerprint") != dataset.core_fingerprint:
         raise ValueError(f"{dataset!r} is not the data set that {card['file'].rpartition('.')[0]} was trained on (its core fingerprint is "
                          f"{dataset.core_fingerprint[:16]}…, that of the card is {str(card.get('core_fingerprint'))[:16]}…): give it "
-                         "another name, or train again")
+                         f"another name, or remove {card['file']} and its card, and train again")
 
 
 def initial_model(card: dict) -> torch.nn.Module:

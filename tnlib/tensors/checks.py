@@ -5,14 +5,21 @@ import numbers
 import torch
 
 
+def check_device(device: torch.device, name: str) -> None:
+    """Raise `ValueError` for a device that is neither the CPU nor CUDA: Apple's mps, for one, has no float64."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} must be on the CPU or on CUDA, which have the float64 that is computed in, got the device {device}")
+
+
 def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
-    """Return `kernel` if it is a finite floating tensor with four non-empty modes (OUT, IN, KH, KW)."""
+    """Return `kernel` if it is a finite floating tensor, on the CPU or CUDA, with four non-empty modes (OUT, IN, KH, KW)."""
     if not isinstance(kernel, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor of shape (OUT, IN, KH, KW), got {type(kernel).__name__}")
-    if not kernel.is_floating_point():
-        raise TypeError(f"{name} must be of a floating dtype, got {kernel.dtype} with shape {tuple(kernel.shape)}")
+    if not kernel.is_floating_point() or kernel.dtype.itemsize < 2:  # torch has no products of its 8-bit floats
+        raise TypeError(f"{name} must be of a floating dtype, of 16 bits or more, got {kernel.dtype} with shape {tuple(kernel.shape)}")
     if kernel.ndim != 4 or not kernel.numel():
         raise ValueError(f"{name} must have four non-empty modes (OUT, IN, KH, KW), got shape {tuple(kernel.shape)}")
+    check_device(kernel.device, name)
     if not torch.isfinite(kernel).all():
         raise ValueError(f"{name} of shape {tuple(kernel.shape)} holds NaN or infinity")
     return kernel

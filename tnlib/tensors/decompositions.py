@@ -7,6 +7,7 @@ squares: no gradient goes through the fit, and the factors that come out have no
 
 import itertools
 import math
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,7 +214,7 @@ def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iter
     bound = kernel.numel() // max(kernel.shape)
     rank = check_rank(rank, bound, f"rank of the CP decomposition of a kernel {tuple(kernel.shape)}")
 
-    check_count(svd_starts, "svd_starts", 0)
+    check_count(starts, "starts", 0 if check_count(svd_starts, "svd_starts", 0) else 1)
     number = itertools.count()
 
     def fit(unit, rng, callback):
@@ -236,7 +237,7 @@ def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, toleranc
     """The fit with the least error among the starts; `terms` gives the norms of what the kernel is the sum of."""
     for name, value, least in (("seed", seed, 0), ("starts", starts, 1), ("max_iterations", max_iterations, 1)):
         check_count(value, name, least)
-    if not tolerance > 0:
+    if not isinstance(tolerance, numbers.Real) or not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance!r}")
     kernel = kernel.detach()
     norm = torch.linalg.vector_norm(kernel.double())

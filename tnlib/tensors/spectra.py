@@ -62,6 +62,7 @@ def entanglement_entropy(kernel: torch.Tensor, cut) -> torch.Tensor:
     The kernel is read as the amplitudes of a normalised state; its scale does not matter. Raises `ValueError` for a
     zero kernel, and as `singular_values` does. Source: the paper's entanglement-like correlations.
     """
+    check_kernel(kernel)
     wide = kernel.float() if kernel.dtype.itemsize < 4 else kernel  # a half's largest number is below many a norm
     return entropy(singular_values(wide, cut)).to(kernel.dtype)
 
