@@ -123,12 +123,19 @@ def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monke
         (tmp_path / folder).mkdir()
         np.savez(tmp_path / folder / "mine.npz", test_images=own, test_labels=labels)
     card = read_card(find_weights("vanilla", "shapes"))
-    weights.save_weights(weights.load_model("vanilla", "shapes"), tmp_path / "vanilla-mine-s0.safetensors",
-                         card | {"dataset": "mine", "core_fingerprint": load_dataset(tmp_path / "a" / "mine.npz").core_fingerprint})
+    trained = lambda seed, folder: weights.save_weights(
+        weights.load_model("vanilla", "shapes"), tmp_path / f"vanilla-mine-s{seed}.safetensors", card | {
+            "dataset": "mine", "seed": seed, "core_fingerprint": load_dataset(tmp_path / folder / "mine.npz").core_fingerprint})
+    with monkeypatch.context() as patch:
+        trained(0, "a")
+        patch.setattr(weights, "FOLDERS", (tmp_path,))
+        assert len(results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))) == 1
+        with pytest.raises(ValueError, match="is not the data set that vanilla-mine-s0 was trained on"):
+            results.results("networks", "vanilla", str(tmp_path / "b" / "mine.npz"))
+    trained(1, "b")
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path,))
-    assert len(results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))) == 1
-    with pytest.raises(ValueError, match="is not the data set that vanilla-mine-s0 was trained on"):
-        results.results("networks", "vanilla", str(tmp_path / "b" / "mine.npz"))
+    with pytest.raises(ValueError, match="is not the data set that vanilla-mine-s1 was trained on"):
+        results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))
 
 
 def test_networks_are_described_as_a_caption_does():

@@ -123,7 +123,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     if section.of_the_book and find_weights(model, dataset, trained_seeds(model, dataset)[0]).parent != PUBLISHED / "weights":
         raise FileNotFoundError(f"no published weights of {model} on {dataset}: pages of the book look at no others")
     if str(dataset).endswith(".npz"):
-        check_trained_on(_as_trained_on(model, dataset), read_card(find_weights(model, dataset, trained_seeds(model, dataset)[0])))
+        for seed in trained_seeds(model, dataset):
+            check_trained_on(_as_trained_on(model, dataset), read_card(find_weights(model, dataset, seed)))
     if (measured := _measured_as(experiment)) in MEASUREMENTS:
         section.ask(pattern := f"{measured}-{glob.escape(stem(model, dataset, 0).removesuffix('0'))}*.json")
     frame = EXPERIMENTS[experiment](model, dataset, **options)
