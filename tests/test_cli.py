@@ -22,6 +22,8 @@ def run(*words):
     (("run", "spectra", "-p", "rank", "0"), "rank = 0: Input should be greater than or equal to 1"),
     (("run", "spectra", "-p", "rank", "eight"), "rank = 'eight'"),
     (("run", "spectra", "--profile", "shapes", "-p", "dataset", "cifar10"), "the profile 'shapes' goes with dataset = 'shapes'"),
+    (("run", "spectra", "--profile", "shapes", "-p", "profile", "published"), "--profile shapes and -p profile published do not go together"),
+    (("build", "--profile", "published", "-p", "profile", "shapes"), "--profile published and -p profile shapes do not go together"),
     (("run", "spectre"), "unknown section 'spectre': it takes formalism, spectra"),
     (("build", "-p", "rnak", "3"), "no section has a parameter 'rnak'"),
     (("build", "--only", "spectre"), "unknown section 'spectre'"),
@@ -112,6 +114,12 @@ def test_a_missing_data_set_names_the_three_places(no_data):
 def test_status_of_missing_data(no_data):
     result = run("data", "status")
     assert result.exit_code == 0 and "nowhere" in result.output and "TNLIB_DATA: not set" in result.output
+
+
+def test_status_shows_a_folder_as_it_is_called(no_data, tmp_path):
+    (tmp_path / "[bold]my[" / "b] data").mkdir(parents=True)
+    result = run("data", "status", "--data", f"{tmp_path}/[bold]my[/b] data")
+    assert result.exit_code == 0 and f"{tmp_path}/[bold]my[/b] data" in result.output
 
 
 @pytest.mark.cifar

@@ -27,8 +27,8 @@ def main():
 
 
 @main.command()
-@click.option("--profile", type=PROFILES, default="published", show_default=True,
-              help="published: from published/; shapes: small and live, no data set needed; full: everything anew.")
+@click.option("--profile", type=PROFILES,
+              help="published, the default: from published/; shapes: small and live, no data set needed; full: everything anew.")
 @click.option("--only", multiple=True, metavar="SECTION", help="Bring only this section up to date; may be repeated.")
 @PARAMETER
 def build(profile, only, given):
@@ -55,7 +55,7 @@ def pdf():
 def run(section, profile, given):
     """Run one SECTION with other parameters, below runs/, and compare its numbers with the published ones."""
     from .publishing.building import run_section
-    run_section(section, ({"profile": profile} if profile else {}) | _values(given))
+    run_section(section, _values(given), profile)
 
 
 @main.command()
@@ -91,7 +91,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
     retraining, retraining-cuts, retraining-layers, retraining-long, retraining-statistics, batch-norm or paths. Goes on where
-    it was cut off.
+    it was cut off, also on another machine, but for re-trainings, which end in the precision in which they were begun.
     """
     from .experiments.allocator import keep_freed_memory
     from .experiments.catalogue import experiment_called
@@ -218,7 +218,7 @@ def status(data):
     from rich.table import Table
 
     from .experiments.datasets import CIFAR, data_folders, describe
-    console = Console()
+    console = Console(markup=False)  # a path may hold what rich takes for markup
     for what, place in data_folders(data):
         console.print(f"{what}: {place if place is not None else 'not set'}", highlight=False, soft_wrap=True)
     table = Table("data set", "where", "which copy")

@@ -18,15 +18,14 @@ BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"  # the published book's notebooks
 
 
-def build_book(profile: str, only=(), given=None) -> None:
+def build_book(profile: str | None = None, only=(), given=None) -> None:
     """Run and render the whole book; the published one into _build/html, any other below runs/.
 
     `only`: names of sections to bring up to date; the others are shown as they last ran. `given`: parameters, for
-    each section that has them. Raises `ParameterError`, `NotebookError` or `SiteError`.
+    each section that has them. `profile`: None for the given one, or the published one. Raises `ParameterError`, `NotebookError` or `SiteError`.
     """
     given = given or {}
-    if profile != "published" and given.get("profile", profile) != profile:
-        raise ParameterError(f"--profile {profile} and -p profile {given['profile']} do not go together; give one of them")
+    profile = _one_profile(profile, given)
     chosen = {name: find_section(name) for name in only}
     book = sections()
     has = {name: section.parameters for name, section in book.items()}
@@ -48,10 +47,13 @@ def build_book(profile: str, only=(), given=None) -> None:
     click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")
 
 
-def run_section(name: str, given: dict) -> None:
-    """Run one section below runs/, render its page, and print its numbers beside the published ones."""
+def run_section(name: str, given: dict, profile: str | None = None) -> None:
+    """Run one section below runs/, render its page, and print its numbers beside the published ones.
+
+    `profile`: None for the given one, or the published one. Raises as `build_book` does.
+    """
     section = find_section(name)
-    values = section_values(section, "published", given)
+    values = section_values(section, _one_profile(profile, given), given)
     changes = changed(section.parameters, values)
     _warn_of_days([values])
     job = Job(section, values, RUNS / run_name(name, changes))
@@ -61,6 +63,13 @@ def run_section(name: str, given: dict) -> None:
         page = render(job.folder / "site" / "stage", job.folder / "site", click.echo)
     _compare(job, Job(section, section_values(section, "published", {}), EXECUTED / name))
     click.echo(f"The page: {page}\nThe notebook: {job.executed}\nFigures and data: {job.folder / 'figures'}")
+
+
+def _one_profile(profile, given) -> str:
+    """The profile of --profile, or the published one; that of -p profile, if given, must be no other than the former."""
+    if profile and given.get("profile", profile) != profile:
+        raise ParameterError(f"--profile {profile} and -p profile {given['profile']} do not go together; give one of them")
+    return profile or "published"
 
 
 def _warn_of_days(all_values) -> None:
@@ -114,7 +123,7 @@ def _compare(job: Job, published: Job) -> None:
         if theirs.get(name) != ours.get(name):
             table.add_row(name, _short(theirs.get(name)), _short(ours.get(name)))
     if table.row_count:
-        Console().print(table)
+        Console(markup=False).print(table)  # a value may hold what rich takes for markup
     else:
         click.echo("Every number in the text is as published.")
 
