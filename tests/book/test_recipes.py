@@ -105,7 +105,7 @@ def test_add_a_measurement(small, tmp_path, monkeypatch):  # noqa: F811
 def test_add_an_amendment():
     (text,) = blocks("Add a claim", "yaml")
     (amendment,) = yaml.safe_load(text)
-    dates = [there["date"] for there in claims.read_amendments()]
+    dates = [there["date"] for there in yaml.safe_load(claims.AMENDMENTS.read_text(encoding="utf-8"))]
     assert dates == sorted(dates), "a new one goes below what stands there"
     assert isinstance(amendment["date"], datetime.date) and amendment["claim"] in claims.read_claims()["claims"]
     assert amendment.keys() == {"date", "claim", "change", "reason"}

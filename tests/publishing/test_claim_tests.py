@@ -281,7 +281,3 @@ def test_a_case_that_is_not_there_is_named():
     assert tests.missing_cases(lacking, paths, 3) == {1: ["no noise of CP at 0.5 after 3 epochs"]}
     assert tests.missing_cases(runs, paths[paths["cut"] != "IN"], 5) == {k: ["no path of IN at 0.5"] for k in range(3)}
     assert tests.missing_cases(retraining_of(5, epochs=2), None, 3)[0][0].endswith("after 3 epochs")
-
-
-def test_amendments_are_read_as_they_stand():
-    assert claims.read_amendments() == yaml.safe_load(claims.AMENDMENTS.read_text(encoding="utf-8"))

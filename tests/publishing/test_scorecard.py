@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tests.publishing.claims_cases import paths_of, retraining_of
 from tnlib.cli import main
-from tnlib.experiments.drops import upper_bound
+from tnlib.experiments.drops import score_interval
 from tnlib.experiments import files, tables
 from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.tables import read_table
@@ -38,7 +38,7 @@ def test_claim_1a_is_what_the_published_rows_say(card):
         for path in sorted((PUBLISHED / "results").glob(f"truncation-vanilla-{verdict.dataset}-s*.csv")):
             stars = []
             cells = read_table(path).query("split == 'test'").sort_values("rank", ascending=False)
-            cells = cells.assign(upper=upper_bound(cells["lost"], cells["gained"], cells["images"]))
+            cells = cells.assign(upper=score_interval(cells["lost"], cells["gained"], cells["images"], 0.9)[1])
             for _, curve in cells.groupby(["layer", "cut"]):
                 star = 0.0
                 for row in curve.itertuples():

@@ -302,7 +302,7 @@ def describe(name: str, root=None) -> tuple[str, str]:
 
 def fetch(name: str, root=None) -> Path:
     """Download a CIFAR data set's official files with torchvision, check md5, and return their folder."""
-    classes, torchvision_class, folder, _ = CIFAR[name]
+    _, torchvision_class, folder, _ = CIFAR[name]
     place = next(place for _, place in data_folders(root) if place is not None)
     getattr(import_torchvision().datasets, torchvision_class)(place, train=True, download=True)
     return place / folder

@@ -106,11 +106,6 @@ def score_interval(lost, gained, images, level: float = LEVEL) -> tuple[np.ndarr
     return solve(-1.0, critical), solve(1.0, -critical)
 
 
-def upper_bound(lost, gained, images, level: float = LEVEL) -> np.ndarray:
-    """The one-sided upper bound of the accuracy drop in points: `score_interval`'s end with 1 − level in each tail."""
-    return score_interval(lost, gained, images, 2 * check_level(level, least=0.5) - 1)[1]
-
-
 def harmless(lost, gained, images, margin: float = MARGIN) -> np.ndarray:
     """Whether the one-sided 95 % upper bound of the accuracy drop is at most `margin` points; "this network".
 
@@ -146,10 +141,10 @@ def _paired_counts(lost, gained, images):
     return arrays
 
 
-def check_level(level: float, least: float = 0.0) -> float:
-    """Return `level` if it is a confidence level above `least` and below 1."""
-    if not least < level < 1:
-        raise ValueError(f"level must be above {least:g} and below 1, got {level!r}")
+def check_level(level: float) -> float:
+    """Return `level` if it is a confidence level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be above 0 and below 1, got {level!r}")
     return level
 
 

@@ -45,7 +45,7 @@ def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
                  f"{split}.ends": np.cumsum([len(part) for part in packed], dtype=np.int64),
                  f"{split}.cells": np.frombuffer(b"".join(packed), dtype=np.uint8)}
     table = pd.concat(rows, ignore_index=True)
-    if (chosen := entry.chosen_images(dataset, "test")) is not None:
+    if "test" in entry.splits and (chosen := entry.chosen_images(dataset, "test")) is not None:
         about = about | {"test_images": {"number": len(chosen), "seed": 0, "sha256": _digest(chosen)}}
     what = {name: about[name] for name in ("model", "dataset", "seed")}
     columns = [*what, *(column for column in table if column not in COUNTED), *COUNTED]

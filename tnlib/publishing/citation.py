@@ -17,8 +17,6 @@ class Reference:
     title: str
     authors: tuple[str, ...]
     bibtex_author: str
-    year: int
-    url: str
     arxiv: str
 
 
@@ -47,7 +45,7 @@ def citation(path=ROOT / "CITATION.cff") -> Citation:
                      if known["value"].startswith("arXiv:"))
         return Citation(said["title"], _names(said), _bibtex(said), str(said["version"]), str(said["date-released"]),
                         _repository(said, path),
-                        Reference(paper["title"], _names(paper), _bibtex(paper), paper["year"], paper["url"], arxiv))
+                        Reference(paper["title"], _names(paper), _bibtex(paper), arxiv))
     except (TypeError, AttributeError) as error:  # a text or a list where there must be a mapping, or the other way round
         raise ValueError(f"{path} does not have the form of a CITATION.cff: {error}") from error
     except (KeyError, IndexError, StopIteration) as error:

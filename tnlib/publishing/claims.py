@@ -53,11 +53,6 @@ def least_accuracy(model: str, dataset: str, claims: dict | None = None) -> floa
     return (claims or read_claims())["verdicts"]["least_accuracy"].get(model, {}).get(dataset, 0)
 
 
-def read_amendments() -> list[dict]:
-    """The dated amendments to the claims: `date, claim, change, reason` each."""
-    return yaml.safe_load(AMENDMENTS.read_text(encoding="utf-8"))
-
-
 # ---- one number against its threshold ----------------------------------------------------------------------------
 
 @dataclass(frozen=True)
