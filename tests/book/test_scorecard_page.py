@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tnlib.experiments.files import ROOT, sha256_of
 from tnlib.publishing.claims import AMENDMENTS, read_claims
