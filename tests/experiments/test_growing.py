@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.experiments.sweep_cases import model_and_data, run, swapped
-from tnlib import conv_kernels, factorize, sweep, truncate
+from tnlib import conv_kernels, factorize, truncate
 from tnlib.experiments import growing
 from tnlib.experiments.convolution import Convolution
 from tnlib.experiments.growing import Growing, can_grow, continues, runs

@@ -16,7 +16,6 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-import torch
 
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
 from tnlib.experiments.controls import shrink

@@ -4,9 +4,7 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
-import yaml
 from scipy import stats
 
 from tests.publishing.claims_cases import (deficits_of, paths_of, points_in_blocks_of, points_of, ratios_of,
@@ -281,3 +279,9 @@ def test_a_case_that_is_not_there_is_named():
     assert tests.missing_cases(lacking, paths, 3) == {1: ["no noise of CP at 0.5 after 3 epochs"]}
     assert tests.missing_cases(runs, paths[paths["cut"] != "IN"], 5) == {k: ["no path of IN at 0.5"] for k in range(3)}
     assert tests.missing_cases(retraining_of(5, epochs=2), None, 3)[0][0].endswith("after 3 epochs")
+
+
+@pytest.mark.parametrize("kind, value, text", [("points", -0.004, "0.0"), ("points", -0.06, "-0.1"), ("difference", -0.0001, "0.000"),
+                                               ("correlation", -0.001, "0.00"), ("share", 0.114, "11 %"), ("deficit", -0.0001, "0.0 %")])
+def test_numbers_are_rounded_without_a_negative_zero(kind, value, text):
+    assert claims.number_text(kind, value) == text

@@ -5,7 +5,6 @@ import re
 from importlib.metadata import version
 
 import matplotlib
-import numpy as np
 import pandas as pd
 import pypdf
 import pytest

@@ -15,7 +15,7 @@ from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.tables import read_table
 from tnlib.publishing import claims, evidence
 from tnlib.publishing import scorecard as module
-from tnlib.publishing.scorecard import AROUND, PAIRS, Pair, judge, scorecard, settled
+from tnlib.publishing.scorecard import AROUND, PAIRS, Pair, judge, settled
 
 
 def test_every_claim_has_a_verdict_on_every_pair(card):

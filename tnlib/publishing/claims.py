@@ -127,10 +127,10 @@ class Part:
 
 
 def number_text(kind: str, value: float) -> str:
-    """A number of a `Part` of this kind, for people."""
-    return {"share": f"{100 * value:.0f} %", "deficit": f"{100 * value:.1f} %", "ratio": f"{value:.2f}",
-            "correlation": f"{value:.2f}",
-            "points": f"{value:.1f}"}.get(kind, f"{value:.3f}")
+    """A number of a `Part` of this kind, for people; none is −0."""
+    return {"share": f"{100 * value:z.0f} %", "deficit": f"{100 * value:z.1f} %", "ratio": f"{value:.2f}",
+            "correlation": f"{value:z.2f}",
+            "points": f"{value:z.1f}"}.get(kind, f"{value:z.3f}")
 
 
 def decide(interval: Interval, threshold: float, bound: float, kind: str = "difference") -> str:

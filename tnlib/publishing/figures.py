@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 from collections.abc import Iterable
 from itertools import cycle
