@@ -22,7 +22,8 @@ def build_book(profile: str | None = None, only=(), given=None) -> None:
     """Run and render the whole book; the published one into _build/html, any other below runs/.
 
     `only`: names of sections to bring up to date; the others are shown as they last ran. `given`: parameters, for
-    each section that has them. `profile`: None for the given one, or the published one. Raises `ParameterError`, `NotebookError` or `SiteError`.
+    each section that has them. `profile`: None for the given one, or the published one. Raises `ParameterError`,
+    `NotebookError` or `SiteError`.
     """
     given = given or {}
     profile = _one_profile(profile, given)
