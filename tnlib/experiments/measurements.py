@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from .allocator import keep_freed_memory
 from .catalogue import Subject, experiment_called, too_large
 from .datasets import Dataset, load_dataset
 from .evaluation import default_device, evaluate, split_arrays
@@ -119,15 +120,16 @@ def _circumstances(entry, executor) -> dict:
 
 @contextmanager
 def processes(count: int):
-    """An executor of so many processes for `measure`; None for 0. What they are at ends when an error leaves the block:
-    a run takes an hour, and the error would be seen only then. Told to terminate, this process stops as at Ctrl-C."""
+    """An executor of so many processes for `measure`, which keep freed memory; None for 0. What they are at ends when an error
+    leaves the block: a run takes an hour, and the error would be seen only then. Told to terminate, this process stops as at
+    Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not count:
             yield None
             return
         # Fresh processes: a forked one would wait for threads that it does not have.
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), keep_freed_memory) as executor:
             try:
                 yield executor
             except BaseException:
