@@ -282,18 +282,42 @@ def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_pub
         none = read_table(path.with_name(path.name.replace("cp", "controls"))).query("kind == 'mean'").set_index("layer")["accuracy_drop"]
         assert none["layer1.1.conv2"] > 15 and none["layer4.0.conv2"] < 2.5 and (none > one).all()
         assert (none - one)["layer1.1.conv2"] > 10 and (none - one)["layer4.0.conv2"] < 1
+        assert ((none - one) / none).idxmax() == "layer1.1.conv2", "where one term brings back most"
     late = fits[(fits["layer"] == "layer4.0.conv2") & (fits["rank"] <= 8)]  # of the last table, CIFAR-100's
     assert path.name.startswith("cp-resnet50-cifar100") and late["accuracy_drop"].between(1, 1.6).all() and np.ptp(late["relative_error"]) > 0.05
+    fits, noise = (read_table(PUBLISHED / "results" / f"{name}-resnet50-cifar10-s0.csv").query("layer == 'layer1.1.conv2'") for name in ("cp", "noise"))
+    free = lambda table: table[(np.array([_upper_bound(row.lost, row.gained, row.images) for row in table.itertuples()]) <= 1)]["relative_error"].max()
+    assert abs(free(fits) - free(noise)) < 0.05, "a matter of size"
+    worst = noise.loc[noise["relative_error"].idxmax()]
+    assert (fits["accuracy_drop"][(fits["relative_error"] - worst["relative_error"]).abs() < 0.02] < worst["accuracy_drop"] - 3).any()
+
+
+def test_noise_may_take_more_of_the_last_kernel_as_truncations_may():
+    """And of what they may take more of there, most is in the step to the last layer."""
+    for dataset in ("cifar10", "cifar100"):
+        stars = {}
+        for experiment, by in (("truncation", ["layer", "cut"]), ("noise", ["layer", "cut", "draw"])):
+            found = {seed: one_points(read_table(PUBLISHED / "results" / f"{experiment}-vanilla-{dataset}-s{seed}.csv").query("split == 'test'"), by)
+                     for seed in trained_seeds("vanilla", dataset)}
+            stars[experiment] = pd.DataFrame({seed: table.groupby(["layer", "cut"])["lambda_star"].mean().groupby("layer").mean() for seed, table in found.items()})
+        noise = notebook.student_interval((stars["noise"].loc["conv4"] - stars["noise"].loc["conv2"]).to_numpy())
+        assert noise.n == 5 and noise.low > 0
+        assert noise.estimate > 0.9 * (stars["truncation"].loc["conv4"] - stars["truncation"].loc["conv2"]).mean()
+    for name in ("vanilla", "vanilla-constant", "vanilla-reversed"):
+        tables = [one_points(read_table(PUBLISHED / "results" / f"truncation-{name}-cifar10-s{seed}.csv").query("split == 'test'"), ["layer", "cut"])
+                  for seed in trained_seeds(name, "cifar10")]
+        mean = pd.concat(tables).groupby("layer")["lambda_star"].mean()
+        assert mean["conv4"] - mean["conv3"] > 0.6 * (mean["conv4"] - mean["conv2"]) > 0
 
 
 def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
     """Where its accuracy is level, where it is gone, and that of one loss of norm more is left at OUT and IN than at OUT,IN."""
     table = read_table(PUBLISHED / "results" / "joint-resnet50-cifar10-s0.csv").query("layers == 'all'")
     lost = 1 - table["norm_kept"]
-    assert (table["accuracy_drop"][lost <= 0.01] < 1).all() and (lost <= 0.01).sum() > 10
+    assert (table["accuracy_drop"][lost <= 0.005] < 0.3).all() and (lost <= 0.005).sum() > 5
     assert (table["accuracy"][lost >= 0.3] < 0.2).all() and (lost >= 0.3).sum() > 3
     other = read_table(PUBLISHED / "results" / "joint-resnet50-cifar100-s0.csv").query("layers == 'all'")
-    assert (other["accuracy_drop"][other["norm_kept"] >= 0.99] > 1).any() and (other["accuracy"][other["norm_kept"] <= 0.7] < 0.1).all()
+    assert (other["accuracy_drop"][other["norm_kept"] >= 0.995] > 1).any() and (other["accuracy"][other["norm_kept"] <= 0.7] < 0.1).all()
     windows = (table["cut"] == "OUT,IN") & (table["accuracy"] < 0.2)
     others = table["cut"].isin(["OUT", "IN"]) & (lost > lost[windows].min())
     assert table["accuracy"][others].max() > 0.7

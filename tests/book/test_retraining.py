@@ -16,7 +16,7 @@ import yaml
 
 import tnlib
 from tnlib import notebook
-from tnlib.experiments.files import ROOT
+from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import find_table, read_answers, read_bits, read_spectra, read_table
 from tnlib.publishing import figures, results
 from tnlib.publishing.building import glued_values
@@ -147,6 +147,15 @@ def test_the_chapter_asks_for_what_the_claims_file_does():
     assert claims["3"]["specificity"]["otherwise"] in " ".join(source.split())
 
 
+def test_the_last_drop_goes_with_the_error_and_less_with_the_first_drop_in_the_published_tables():
+    every = pd.concat([read_table(PUBLISHED / "results" / f"{name}-vanilla-cifar10-s0.csv") for name in ("retraining", "retraining-cuts")])
+    free = every[every.arm == "free"].set_index(["cut", "strength", "epoch"])
+    first, last = free.xs(0, level="epoch"), free.xs(5, level="epoch")
+    assert len(last) == 16
+    tau = lambda found: found.corr(last["accuracy_drop"], method="kendall")
+    assert tau(last["relative_error"]) > 0.8 and tau(first["accuracy_drop"]) < 0.5
+
+
 # ---- other results than those of this version ---------------------------------------------------------------------
 
 def more(table, seed, dataset, position):
@@ -173,7 +182,7 @@ def other_results(monkeypatch):
         return pd.concat([more(sources[experiment], seed, dataset, experiment == "paths") for seed in there[dataset]],
                          ignore_index=True)
 
-    for experiment in (*sources, "retraining-long"):
+    for experiment in (*sources, "retraining-long", "retraining-cuts-answers", "retraining-layers-answers"):
         monkeypatch.setitem(results.EXPERIMENTS, experiment, partial(give, experiment))
     return there
 
@@ -219,6 +228,46 @@ def test_a_data_set_that_is_not_measured_is_named(monkeypatch, tmp_path, other_r
     _, said = executed(monkeypatch, tmp_path, case="CP at 0.5")
     assert said["shown"].endswith("; networks on CIFAR-100 are not re-trained yet")
     assert "CIFAR-100" not in said["within-each"]
+
+
+def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, other_results):
+    """Of one network: KW twice at the same ranks, OUT,IN twice at others; and two layers alone, whose noise never comes back."""
+    answers = read_answers(find_table("retraining", "vanilla", "shapes", 0)).query("arm in ['continued', 'free', 'noise', 'kept']")
+    known = more(answers, 0, "cifar10", False).replace({"cut": {"OUT,KW": "KW", "CP": "OUT,IN"}})
+    again = known[known.cut != "none"].assign(strength=0.1)
+    cuts = pd.concat([known, again.assign(ranks=again["ranks"].where(again.cut == "KW", "1 1 1 1"))], ignore_index=True)
+    cuts.loc[cuts.cut == "OUT,IN", ["lost", "gained", "accuracy_drop"]] = 0  # as accurate as before
+    one = known[known.cut != "OUT,IN"]
+    layers = pd.concat([one.assign(truncated=layer, reached=layer == "conv1").where(one.cut != "none", one.assign(truncated="none", reached=True))
+                        for layer in ("conv1", "conv3")]).drop_duplicates(["truncated", "cut", "arm", "epoch"]).reset_index(drop=True)
+    for experiment, table in (("retraining-cuts-answers", cuts), ("retraining-layers-answers", layers)):
+        monkeypatch.setitem(results.EXPERIMENTS, experiment, lambda model, dataset, measure=True, table=table: table.copy())
+        monkeypatch.setattr(results, "_files", lambda experiment, *network, files=results._files:
+                            [] if experiment.startswith(("retraining-cuts", "retraining-layers")) else files(experiment, *network))
+    captions, said = executed(monkeypatch, tmp_path, seed=1, case=CASE)
+    assert "seed 0, one network" in captions["retraining-more"] and said["more-shown"].startswith("3 more ways to truncate all layers and 2 of one layer alone")
+    drawn = pd.read_csv(tmp_path / "figures" / "retraining-more.csv")
+    assert set(drawn[drawn.what == "all layers at once"]["case"]) == {"OUT,KW at 0.5", "CP at 0.5", "KW at 0.5", "KW at 0.1", "OUT,IN at 0.5", "OUT,IN at 0.1"}
+    assert dict(drawn.groupby("layer")["reached"].all()) == {"all": bool(answers["reached"].all()), "conv1": True, "conv3": False}
+    told = pd.read_csv(tmp_path / "figures" / "retraining-more-counts.csv").set_index(["truncated", "case"])
+    assert told.index.get_level_values("truncated").value_counts().to_dict() == {
+        "listed beforehand": 2, "other cuts and strengths": 3, "conv1 alone": 1, "conv3 alone": 1}
+    end = {arm: of_run(answers, arm, 1) for arm in ("continued", "free", "noise", "kept")}
+    row = told.loc[("conv3 alone", "KW at 0.5")]
+    for arm in ("free", "noise", "kept"):
+        within = _upper_bound(end[arm].lost, end[arm].gained, end[arm].images) <= 1
+        assert row[f"{arm} back after 5"] == within and told.loc[("other cuts and strengths", "OUT,IN at 0.1"), f"{arm} back after 3"]
+        assert said[f"alone-{arm}-last"] == f"{2 * int(within)} of 2 cases" and said[f"cuts-{arm}-third"] == f"{2 + int(within)} of 3 cases"
+        assert row[f"{arm} ratio"] == pytest.approx(end[arm].train_loss / end["continued"].train_loss)
+    assert row["ahead after 5"] == pytest.approx(100 * (end["free"].accuracy - end["noise"].accuracy))
+    assert said["alone-unreached"] == "1 of 2 cases"
+
+
+def test_what_is_not_measured_beside_the_listed_cases_is_said(monkeypatch, tmp_path, other_results):
+    captions, said = executed(monkeypatch, tmp_path, case=CASE)
+    assert said["more-shown"] == "nothing else yet, on CIFAR-10: what follows shows the listed cases again, for seed 0"
+    assert said["cuts-free-last"] == "–" and "one layer alone" not in captions["retraining-more"]
+    assert set(pd.read_csv(tmp_path / "figures" / "retraining-more-counts.csv")["truncated"]) == {"listed beforehand"}
 
 
 @pytest.mark.parametrize("case, message", [("OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5', 'OUT,KW at 0.5'"),

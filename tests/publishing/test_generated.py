@@ -90,25 +90,27 @@ def test_every_published_network_is_in_the_table():
 
 def test_outcomes_of_re_training_are_those_of_the_tables():
     (table,) = tables(retrained([]))
-    every = [pd.read_csv(path) for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")) if "statistics" not in path.name]
-    assert len(table) == sum(len(runs[runs.cut != "none"].groupby(["cut", "strength"])) for runs in every)
-    after = [("free", "free"), ("rank kept", "kept"), ("noise", "noise")]
-    for row in table.to_dict("records"):
-        model, dataset, seed = row["network"].split(", ")
-        (runs,) = [runs for runs in every if runs.epoch.max() == int(row["epochs"]) and
-                   set(zip(runs.model, runs.dataset, runs.seed)) == {(model, dataset, int(seed.removeprefix("seed ")))}]
-        alone = runs[runs.cut == "none"]
-        case = runs[(runs.cut == row["cut"]) & (100 * runs.strength == float(row["down to"].removesuffix(" %")))]
-        last = case[case.epoch == int(row["epochs"])]
-        for head, rows in [("truncated", case.query("arm == 'free' and epoch == 0")),
-                           ("before", alone.query("arm == 'continued' and epoch == 0")),
-                           ("continued", alone[(alone.arm == "continued") & (alone.epoch == runs.epoch.max())]),
-                           ("scratch", alone[(alone.arm == "scratch") & (alone.epoch == runs.epoch.max())]),
-                           *((head, last[last.arm == arm]) for head, arm in after)]:
-            if rows.empty:  # an arm that is not measured yet, or not asked for of the longer re-training
-                assert row[head] == "–" and head in (*dict(after), "scratch")
-                continue
-            assert float(row[head]) == pytest.approx(100 * rows.correct.item() / rows.images.item(), abs=0.051), head
+    rows, seen = table.set_index(["network", "epochs", "cut", "down to"]), 0
+    assert rows.index.is_unique
+    for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
+        runs = pd.read_csv(path)
+        if "statistics" in path.name:
+            continue
+        last, (network,) = runs.epoch.max(), set(zip(runs.model, runs.dataset, runs.seed))
+        truncated = runs.get("truncated", pd.Series("all", runs.index))
+        percent = lambda found: pytest.approx(100 * found.correct.item() / found.images.item(), abs=0.051)
+        alone = runs[runs.cut == "none"].set_index(["arm", "epoch"])
+        for (layer, cut, strength), case in runs[runs.cut != "none"].groupby([truncated, "cut", "strength"]):
+            row = rows.loc["{}, {}, seed {}".format(*network), str(last), cut if layer == "all" else f"{cut} of {layer}", f"{100 * strength:g} %"]
+            case, seen = case.set_index(["arm", "epoch"]), seen + 1
+            for head, found, run in [("truncated", case, ("free", 0)), ("before", alone, ("continued", 0)), ("continued", alone, ("continued", last)),
+                                     ("scratch", alone, ("scratch", last)), ("free", case, ("free", last)), ("rank kept", case, ("kept", last)),
+                                     ("noise", case, ("noise", last))]:
+                if run in found.index:
+                    assert float(row[head]) == percent(found.loc[[run]]), (path.name, head)
+                else:  # an arm that is not measured yet, or not asked for of this table
+                    assert row[head] == "–" and head in ("free", "rank kept", "noise", "scratch")
+    assert len(table) == seen > 0
 
 
 def test_a_layer_that_is_truncated_alone_is_named_in_the_table(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def _read_recipe(path) -> pd.DataFrame:
 EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
     "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
-    "retraining-answers": partial(_measured, "retraining", read=read_answers),
+    **{f"{name}-answers": partial(_measured, name, read=read_answers) for name in ("retraining", "retraining-cuts", "retraining-layers")},
     "retraining-recipe": partial(_measured, "retraining", read=_read_recipe),
     "recipe": _recipe,
     "networks": _networks,
@@ -110,8 +110,8 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
-    "retraining-answers": its table with the bits of every row, `answers`; "retraining-recipe": how its networks were
-    trained on, by its card; "recipe": how they were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of
+    "retraining-answers": its table with the bits of every row, `answers` (so too "retraining-cuts-answers" and
+    "retraining-layers-answers"); "retraining-recipe": how its networks were trained on, by its card; "recipe": how they were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of
     its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
     each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
     `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
