@@ -116,7 +116,9 @@ def test_of_several_parts_the_worst_counts_and_the_largest_p():
     assert worst((yes, unclear, no)) == "not reproduced" and worst(()) == "not tested"
     assert joint_p((yes, partly)) == max(yes.p, partly.p)
     assert joint_p((yes, no)) == pytest.approx(2 * no.p), "one part of two would do to refute: Bonferroni"
-    assert joint_p((Part("its sign", (1.0, 2.0), "sign", 0.0, 0.0),)) is None
+    sign, single = Part("its sign", (1.0,), "sign", 0.0, 0.0), share_part("of one network", 0.5, (0.9,), 3)
+    assert joint_p((sign,)) is None and joint_p((yes, sign)) == yes.p
+    assert joint_p((yes, single)) is None and joint_p((no, single)) == no.p, "what one network cannot tell, no other number tells"
 
 
 def verdict(id, *parts, word=None):

@@ -208,13 +208,15 @@ def worst(parts: tuple[Part, ...]) -> str:
 def joint_p(parts: tuple[Part, ...]) -> float | None:
     """The p of a test whose parts are all needed.
 
-    The largest one; where parts refute, any of which would do, the smallest of theirs times the number of parts
-    (Bonferroni).
+    The largest one, and None where one of them, being of one network, has none (a sign needs none); where parts refute,
+    any of which would do, the smallest of theirs times the number of parts (Bonferroni).
     """
     tested = [part for part in parts if part.p is not None]
     refuting = [part.p for part in tested if part.verdict == NOT_REPRODUCED]
     if refuting:
         return min(1.0, len(tested) * min(refuting))
+    if any(part.p is None for part in parts if part.verdict is not None and part.kind != "sign"):
+        return None
     return max((part.p for part in tested), default=None)
 
 

@@ -264,5 +264,6 @@ def _no_weights(model, dataset) -> FileNotFoundError:
 
 
 def _missing(experiment, model, dataset, seed, what) -> FileNotFoundError:
-    return FileNotFoundError(f"{experiment} of {model} on {dataset}: {what}; measure them: "
-                             f"`tnlib measure {experiment} {model} {dataset} --seed {seed} --publish`")
+    calls = ["retraining", "paths"] if experiment == "paths" else [experiment]  # paths lie between runs of the same machine
+    commands = ", then ".join(f"`tnlib measure {call} {model} {dataset} --seed {seed} --publish`" for call in calls)
+    return FileNotFoundError(f"{experiment} of {model} on {dataset}: {what}; measure them{' on one machine' * (len(calls) > 1)}: {commands}")
