@@ -442,7 +442,8 @@ def test_the_page_on_networks_states_how_resnet50_was_trained():
     arguments, recipe = NETWORKS["resnet50"].trained_with("cifar10", "cpu")
     sides = [recipe.side(epoch, 32) for epoch in range(recipe.epochs)]
     assert arguments == {"stem": "s2"} and (len(sides), sides.count(24), sides.count(32)) == (10, 8, 2)
-    assert "(`stem` s2), and it sees images of 24×24 pixels in eight of its ten epochs" in text
+    assert (recipe.batch_size, recipe.weight_decay) == (128, 2 * NETWORKS["resnet50"].recipe.weight_decay)
+    assert "(`stem` s2), batches of 128 images, twice the weight decay, and images of 24×24 pixels in eight of its ten epochs" in text
 
 
 def test_the_front_page_states_the_numbers_of_the_code():
