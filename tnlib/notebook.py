@@ -20,11 +20,11 @@ from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Spread)
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
-from .publishing.results import about_networks, available, measured, results, scorecard, titles
+from .publishing.results import about_networks, available, measured, results, scorecard, stand_in, titles
 from .publishing.scorecard import pair_text
 from .tensors.spectra import rank_for_error
 
-__all__ = ["parameters", "results", "measured", "available", "about_networks", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
+__all__ = ["parameters", "results", "measured", "available", "about_networks", "stand_in", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
            "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases",
            "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",

@@ -254,6 +254,18 @@ def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_publishe
         assert all(curve.sort_values("rank")["fit"].is_monotonic_increasing for _, curve in fits.groupby("layer"))
 
 
+def test_bonds_chosen_by_their_errors_bring_a_train_nearer_than_one_rank_for_all_does():
+    """As the chapter on formalism says, at a tenth of the parameters of conv3."""
+    train = read_table(PUBLISHED / "results" / "train-vanilla-cifar10-s0.csv").query("layer == 'conv3'").sort_values("parameters")
+    kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "cifar10"))["conv3"]
+    by_errors = np.interp(np.log(0.1), np.log(train["parameters"] / kernel.numel()), train["relative_error"])
+    trains = [tnlib.tensor_train(kernel, (rank, 3 * rank, rank)) for rank in (8, 12, 16, 20, 24)]
+    shares = [found.num_parameters / kernel.numel() for found in trains]
+    assert shares[0] < 0.1 < shares[-1]
+    errors = [float(tnlib.relative_error(kernel, found.to_kernel())) for found in trains]
+    assert by_errors < np.interp(np.log(0.1), np.log(shares), errors) - 0.03
+
+
 def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_published_tables():
     """CP is nearest at equal parameters, harmless with fewer than the cuts in all but one kernel, and far from the kernel there; and with
     next to nothing of the late kernel little is lost."""

@@ -16,7 +16,7 @@ from tnlib.experiments.networks import NETWORKS, network
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.experiments.weights import find_weights, published_networks, read_card, trained_seeds
 from tnlib.publishing import results
-from tnlib.publishing.results import about_networks, available, measured, titles
+from tnlib.publishing.results import about_networks, available, measured, stand_in, titles
 from tnlib.publishing.section import OpenSection
 
 
@@ -25,6 +25,10 @@ def test_several_data_sets_below_each_other_under_their_own_names(monkeypatch):
         {"dataset": [f"fingerprint of {dataset}"], "seed": [len(dataset) * times]}))
     found = measured("shrink", "vanilla", ["shapes", "cifar10"], times=2)
     assert found.to_dict("list") == {"dataset": ["shapes", "cifar10"], "seed": [12, 14]}
+
+
+def test_where_there_is_no_second_network_the_page_says_that_its_own_stands_in():
+    assert stand_in("resnet50", "vanilla") == "" and "no other network here than vanilla" in stand_in("vanilla", "vanilla")
 
 
 def test_titles_are_in_order_and_each_once():

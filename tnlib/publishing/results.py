@@ -111,9 +111,10 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
     "retraining-answers": its table with the bits of every row, `answers` (so too "retraining-cuts-answers" and
-    "retraining-layers-answers"); "retraining-recipe": how its networks were trained on, by its card; "recipe": how they were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of
-    its kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between
-    each kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
+    "retraining-layers-answers"); "retraining-recipe": how its networks were trained on, by its card; "recipe": how they
+    were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of its
+    kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between each
+    kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
     `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
     are all the published ones is given what is published, and nothing of runs/. Raises `ValueError` for an unknown
     experiment, and for an .npz file with other images than those that the networks of its name were trained on.
@@ -192,6 +193,12 @@ def about_networks(model: str, dataset: str, seeds=None) -> str:
     epochs = [f"{epochs} epochs" for epochs in recipes[recipes["seed"].isin(found["seed"])]["epochs"].unique()]
     reduced = ["reduced"] * bool(found["test_accuracy"].min() < least_accuracy(model, dataset))
     return ", ".join([*stems, *epochs, f"{100 * found['test_accuracy'].mean():.1f} % right", f"n = {len(found)}", *reduced])
+
+
+def stand_in(shown: str, model: str) -> str:
+    """What a section on a second network says where there is none, and the page's own `model` is shown again; else nothing."""
+    return (f"There is no other network here than {shown}: this section shows it again, and what its text concludes is of the "
+            "network of the published book.") if shown == model else ""
 
 
 def titles(*datasets: str) -> dict[str, str]:
