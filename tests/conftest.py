@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in without]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    torch.manual_seed(7)  # weights that a fixture or a test draws are the same whatever ran before
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    torch.manual_seed(7)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Several workers: one of them takes all tests of a file that share a page, a browser or the scorecard."""
