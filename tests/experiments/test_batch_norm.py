@@ -283,6 +283,19 @@ def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
     assert measurements.measure("batch-norm", "resnet50", deep, progress=False).read_bytes() == content
 
 
+def test_without_a_gpu_the_batch_norm_experiment_is_on_fewer_test_images_and_as_many_training_images(deep, monkeypatch):
+    monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
+    monkeypatch.setattr(catalogue, "REESTIMATED_LEVELS", (0.3,))
+    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    seen = []
+    monkeypatch.setattr("tnlib.experiments.batch_norm.reestimated", lambda network, pixels: seen.append(len(pixels)) or network)
+    path = measurements.measure("batch-norm", "resnet50", deep, progress=False)
+    card = read_card(path)
+    assert read_table(path)["images"].tolist() == [30] * 3 and card["reduced"] and card["test_images"]["number"] == 30
+    assert seen == [card["parameters"]["train_images"]["number"]] * 2 and seen[0] > 30
+
+
 # ---- where re-trainings start ------------------------------------------------------------------------------------------
 
 def test_starts_are_those_of_the_runs_with_other_statistics_and_nothing_trained(model, deep):

@@ -35,7 +35,7 @@ MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at 
 # Such a network is truncated to these fractions of the largest rank, and evaluated on so many images: minutes on a GPU.
 DEEP_RANKS, DEEP_IMAGES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9), 5000
 REDUCED_CUTS = ("OUT", "OUT,KW", "OUT,IN")  # where there is no GPU: hours instead of days
-REDUCED_IMAGES = 1000  # there, of runs: those that are evaluated, and those that statistics are estimated on
+REDUCED_IMAGES = 1000  # there, of runs: those evaluated, and those that statistics are estimated on where re-trainings start
 REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 0.4, 0.6, 0.8)
 
 
@@ -314,7 +314,7 @@ EXPERIMENTS = {
         None, ("cut", "level", "statistics"),
         runs=lambda its: Reestimation(its.model, its.dataset, its.train_images, REESTIMATED_CUTS, REESTIMATED_LEVELS,
                                       its.recipe),
-        train_images=True),
+        train_images=True, reducible=True),
     "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
 }
 
