@@ -439,8 +439,7 @@ def test_what_the_network_lacks_is_named_before_anything_is_measured(no_data, tm
     ("spectra", ("-p", "rnak", "3"), "unknown parameter 'rnak'"),
     ("spectra", ("-p", "layer", "conv9", "-p", "dataset", "shapes", "-p", "compare", "shapes"), "'vanilla' has conv1, conv2"),
     ("formalism", ("-p", "model", "resnet50"), "this chapter draws a chain of convolution, ReLU and pooling, such as 'vanilla'"),
-    ("controls", ("-p", "model", "resnet50", "-p", "dataset", "cifar100"), "model = 'resnet50': its gauges are not measured on cifar100"),
-], ids=["misspelt", "no-such-layer", "no-chain", "no-gauges"])
+], ids=["misspelt", "no-such-layer", "no-chain"])
 def test_plain_papermill_from_any_folder(tmp_path, section, words, message):
     command = [sys.executable, "-m", "papermill", str(sections()[section].path), "out.ipynb", *words, "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
