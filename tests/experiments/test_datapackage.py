@@ -43,6 +43,12 @@ def test_a_table_that_its_description_does_not_fit_is_found(small, tmp_path):
     assert [error[0] for error in frictionless.validate(described).flatten(["type"])] == ["hash-count"]
 
 
+def test_a_table_whose_card_is_about_to_be_written_is_left_out(small, tmp_path):
+    path = measure("shrink", "vanilla", small, progress=False)
+    path.with_name("noise-vanilla-small-s0.csv").write_text(path.read_text())
+    assert [resource["name"] for resource in package(describe_results(tmp_path).parent)["resources"]] == [path.stem]
+
+
 def test_a_column_that_is_not_described_is_named_and_nothing_is_written(small, tmp_path):
     path = measure("shrink", "vanilla", small, progress=False)
     path.write_text(path.read_text().replace("accuracy_drop", "acuracy_drop", 1))

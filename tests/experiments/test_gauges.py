@@ -155,6 +155,30 @@ def test_any_chain_of_positively_homogeneous_layers_has_gauges(middle):
     torch.testing.assert_close(balanced(random_gauge(model, 0))(image), model(image))
 
 
+class Late(nn.Module):
+    """Its layers are defined in another order than they are called in; with `residual`, a value goes two ways."""
+
+    def __init__(self, residual=False):
+        super().__init__()
+        self.last, self.late, self.early = nn.Linear(4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.residual = residual
+
+    def forward(self, x):
+        x = torch.relu(self.early(x))
+        x = x + torch.relu(self.late(x)) if self.residual else torch.relu(self.late(x))
+        return self.last(x.mean((2, 3)).view(x.size(0), -1))
+
+
+def test_layers_are_those_in_the_order_in_which_they_are_called():
+    model, image = Late().double(), torch.rand(5, 3, 6, 6, dtype=torch.float64)
+    assert chain(model) == [model.early, model.late, model.last]
+    for gauge in (balanced(model), random_gauge(model, 0)):
+        torch.testing.assert_close(gauge(image), model(image))
+        assert not torch.allclose(gauge.early.weight, model.early.weight)
+    with pytest.raises(ValueError, match="Late is not a plain chain"):
+        balanced(Late(residual=True))
+
+
 def ones(*lengths):
     return [torch.ones(length) for length in lengths]
 

@@ -149,6 +149,14 @@ def test_a_measurement_that_was_begun_with_other_settings_is_not_gone_on_with(sm
         measure("noise", "vanilla", small, progress=False)
 
 
+def test_answers_to_another_number_of_images_are_not_taken_for_these(small, monkeypatch):
+    before = (path := measure("shrink", "vanilla", small, progress=False)).read_bytes()
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "shrink", dataclasses.replace(catalogue.EXPERIMENTS["shrink"], images=30))
+    with pytest.raises(ValueError, match="shrink-vanilla-small-s0.sqlite holds answers to another number of test images than the 30 that"):
+        measure("shrink", "vanilla", small, progress=False)
+    assert path.read_bytes() == before
+
+
 def test_the_card_says_with_what_a_table_was_made(small):
     """And that is what the cells are made with."""
     network = weights.load_model("vanilla", "small")

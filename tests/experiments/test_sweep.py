@@ -1,5 +1,7 @@
 """The sweep against the plain way, image by image; that nothing is computed twice; and what it refuses."""
 
+import copy
+import threading
 import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -105,6 +107,52 @@ def test_nan_is_no_answer():
     nn.init.ones_(model[0].weight)  # positive before the altered kernel, which makes them infinite, whatever was drawn
     ((_, found),) = run(model, dataset, [({}, {"2": torch.full((4, 4, 3, 3), 3e38)})])
     assert not found.correct.any() and np.isnan(found.loss)
+
+
+class Writing(nn.Module):
+    """Writes into a part of a value that is used whole, or twice with one module."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.conv, self.relu, self.last, self.part = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Linear(8, 3), part
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.part:
+            x[:, :4].clamp_(-0.1, 0.1)
+        else:
+            self.relu(x)
+            x = x - 0.2
+            self.relu(x)
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("part", [True, False])
+def test_what_is_written_in_place_is_seen_by_all_that_read_it(part):
+    """Also where it makes no difference on the images that the graph is tried on."""
+    model, random = Writing(part), np.random.RandomState(0)
+    images = np.concatenate([np.full((1, 8, 8, 3), 127), random.randint(0, 256, (18, 8, 8, 3)), np.full((1, 8, 8, 3), 127)]).astype(np.uint8)
+    dataset = Dataset(images, np.arange(20) % 3)
+    nn.init.zeros_(model.conv.bias)
+    with torch.no_grad():
+        model.conv.weight[:] -= model.conv.weight.mean((1, 2, 3), keepdim=True)  # an even image gives zero
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ((_, found),) = run(model, dataset, [({}, {})])
+    assert found.loss == pytest.approx(evaluate(model, dataset).loss, rel=1e-6)
+    assert [str(warning.message)[:33] for warning in seen] == ["Writing cannot be traced and is r"] * part
+
+
+def test_nan_in_a_buffer_and_what_cannot_be_copied_are_named():
+    model, dataset = model_and_data("resnet18")
+    model = copy.deepcopy(model)
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).running_mean[0] = float("nan")
+    with pytest.raises(ValueError, match="the model's bn1.running_mean holds NaN"):
+        run(model, dataset, [({}, {})])
+    model, dataset, cells = vanilla_cells(1)
+    (model := copy.deepcopy(model)).lock = threading.Lock()
+    with pytest.raises(ValueError, match="Vanilla cannot be copied, and so not be swept: cannot pickle"):
+        run(model, dataset, cells)
 
 
 def test_a_layer_that_eval_mode_never_calls_changes_nothing():

@@ -438,9 +438,22 @@ BAD = {
     "too-few-for-twins": (lambda folder: train("vanilla-true-labels", dataset(), folder=folder),
                           "this network is trained on 10,000 images, and Dataset.'mine'.* has fewer"),
     "size": (lambda folder: run(folder, dataset(side=20)), "image size divisible by 16, got .*image_size=20"),
+    "no-device": (lambda folder: train("tiny", dataset(), folder=folder, device="gpu"), "device must be 'cpu' or 'cuda', got 'gpu'"),
     "diverged": (lambda folder: run(folder, recipe=dataclasses.replace(RECIPE, peak_lr=1e25, clip_norm=1e25)),
                  r"diverged in epoch 1 \(loss (nan|inf)\): lower the learning rate, 1e\+25"),
 }
+
+
+@pytest.mark.parametrize("name, values, message", [
+    ("peak_lr", (0, -1.0, "0.1", float("nan")), "above 0, got"), ("clip_norm", (0.0, True), "above 0, got"),
+    ("momentum", (0.0, 1.5), "above 0 and at most 1, got"), ("warmup", (-0.1, 1.5), "of at least 0 and at most 1, got"),
+    ("label_smoothing", (2.0, None), "of at least 0 and at most 1, got"), ("weight_decay", (-1e-4,), "of at least 0, got")])
+def test_numbers_of_a_recipe_are_in_their_range(name, values, message):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be a number {message} {value!r}"):
+            dataclasses.replace(RECIPE, **{name: value})
+    with pytest.raises(TypeError, match="sides must be a tuple of whole numbers, got 5"):
+        dataclasses.replace(RECIPE, sides=5)
 
 
 @pytest.mark.parametrize("call, message", BAD.values(), ids=BAD)

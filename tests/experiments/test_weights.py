@@ -152,6 +152,12 @@ def test_missing_weights_say_how_to_train_them(folders, call):
         trained_seeds("vanilla", "cifar100")
 
 
+@pytest.mark.parametrize("seed", ["0", -1, 1.0])
+def test_a_seed_that_is_none_is_named(seed):
+    with pytest.raises(ValueError, match=f"seed must be a whole number of at least 0, got {seed!r}"):
+        load_model("vanilla", "cifar10", seed)
+
+
 def test_an_unknown_network_is_named():
     with pytest.raises(ValueError, match="unknown network 'vanila'"):
         load_model("vanila", "shapes")

@@ -184,3 +184,10 @@ def test_the_epochs_are_those_of_the_networks_that_are_shown(monkeypatch):
               "recipe": pd.DataFrame({"seed": [0, 1], "epochs": [24, 3]})}
     monkeypatch.setattr(results, "results", lambda what, *_: tables[what])
     assert about_networks("vanilla", "shapes", [0]).startswith("24 epochs, 80.0 % right")
+
+
+def test_layers_of_the_spectra_are_any_collection_and_misspelt_ones_are_named():
+    found = results("spectra", "vanilla", "shapes", layers=["conv3"])
+    assert set(found["layer"]) == {"conv3"} and found.equals(results("spectra", "vanilla", "shapes", layers=("conv3",)))
+    with pytest.raises(ValueError, match="unknown layer 'conv9': the model's convolutions are 'conv1', 'conv2'"):
+        results("spectrum-summary", "vanilla", "shapes", layers=["conv9"])

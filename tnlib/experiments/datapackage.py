@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from .files import sha256_of, write_json
+from .tables import has_card
 from .weights import read_card
 
 COLUMNS = {
@@ -61,10 +62,11 @@ COLUMNS = {
 def describe_results(folder) -> Path:
     """Write `folder`/datapackage.json for the tables in `folder`/results, and return its path.
 
-    Raises `ValueError` for a column that `COLUMNS` does not describe, before anything is written.
+    A table without a card, which another process is about to write, is left out: that process describes it. Raises
+    `ValueError` for a column that `COLUMNS` does not describe, before anything is written.
     """
     folder = Path(folder)
-    resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv"))]
+    resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv")) if has_card(path)]
     package = {"name": "tnlib-results", "title": "Accuracy of convolutional networks with truncated kernels",
                "licenses": [{"name": "CC-BY-4.0", "path": "https://creativecommons.org/licenses/by/4.0/"}],
                "resources": resources}

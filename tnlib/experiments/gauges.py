@@ -6,6 +6,7 @@ entropies and relative errors are not the same: a statement about them is one ab
 """
 
 import copy
+import operator
 from collections import Counter
 
 import torch
@@ -73,10 +74,11 @@ def chain(model: nn.Module) -> list[nn.Module]:
     """The convolutions and linear layers of a plain chain in forward order.
 
     Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: norm layers, other
-    layers with weights, activations other than ReLU, groups, or layers whose channels do not follow each other.
-    (What `forward` does without a module, a functional GELU for one, cannot be seen.)
+    layers with weights, activations other than ReLU, groups, layers whose channels do not follow each other, or a path
+    that branches (a residual); and for one that `torch.fx` cannot trace.
+    (Which functions `forward` calls without a module, a GELU for one, is not looked at.)
     """
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    layers = _in_a_row(model)
     plain = len(layers) > 1 and all(map(_lets_a_factor_through, set(model.modules()) - set(layers)))
     for layer, following in zip(layers, layers[1:]):
         columns, rest = divmod(following.weight.shape[1], layer.weight.shape[0])  # several columns after flattening
@@ -85,6 +87,24 @@ def chain(model: nn.Module) -> list[nn.Module]:
         raise ValueError(f"{type(model).__name__} is not a plain chain of convolutions and linear layers: "
                          "the gauges of this module do not apply to it")
     return layers
+
+
+def _in_a_row(model: nn.Module) -> list[nn.Module]:
+    """All convolutions and linear layers, in the order in which they are called; none where they are not called one after
+    another, each once: where a value goes two ways."""
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:  # whatever a module's forward raises when it is traced
+        raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
+    about_shape = lambda node: node.op == "call_method" and node.target in ("size", "dim") or node.target in (getattr, operator.getitem)
+    nodes = [node for node in graph.nodes if node.op != "get_attr" and not about_shape(node)]
+    for before, node in zip(nodes, nodes[1:]):
+        if [source for source in node.all_input_nodes if source in nodes] != [before]:
+            return []
+    called = [model.get_submodule(node.target) for node in nodes if node.op == "call_module"]
+    layers = [module for module in called if isinstance(module, (nn.Conv2d, nn.Linear))]
+    there = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return layers if Counter(map(id, layers)) == Counter(map(id, there)) else []
 
 
 def _lets_a_factor_through(module: nn.Module) -> bool:

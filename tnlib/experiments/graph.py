@@ -62,6 +62,7 @@ class _Calls:
 
 CALLS = _Calls()
 
+WRITES = "writes"  # marks a node that wrote into its first argument
 WHOLE = "_whole"  # the one node of a model that cannot be traced
 
 
@@ -71,7 +72,10 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     A model that cannot be traced, or whose graph answers otherwise than itself on the images `probe`, is one node, and
     a warning says so.
     """
-    copied = copy.deepcopy(model).eval()
+    try:
+        copied = copy.deepcopy(model).eval()
+    except Exception as error:  # of what a module may hold: a lock, a file that is open
+        raise ValueError(f"{type(model).__name__} cannot be copied, and so not be swept: {error}") from None
     with CALLS.as_they_are():
         expected = copied(probe)
     try:
@@ -99,11 +103,13 @@ def alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
 def _functional(graph: fx.GraphModule) -> fx.GraphModule:
     """Every operation that writes into its first argument gives a new value instead, which all later users take."""
     nodes = list(graph.graph.nodes)
+    writing = [module for module in graph.modules() if getattr(module, "inplace", False)]  # one may be called several times
+    for module in writing:
+        module.inplace = False
     for place, node in enumerate(nodes):
         name = getattr(node.target, "__name__", str(node.target))
-        module = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if getattr(module, "inplace", False):
-            module.inplace = False
+        if node.op == "call_module" and any(graph.get_submodule(node.target) is module for module in writing):
+            pass
         elif node.kwargs.get("inplace"):
             node.kwargs = node.kwargs | {"inplace": False}
         elif node.target in OUT_OF_PLACE:
@@ -115,6 +121,7 @@ def _functional(graph: fx.GraphModule) -> fx.GraphModule:
         else:
             continue
         written = node.args[0]
+        node.meta[WRITES] = True
         for later in nodes[place + 1:]:
             later.replace_input_with(written, node)
     graph.recompile()
@@ -122,10 +129,16 @@ def _functional(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Unwritten(fx.Interpreter):
-    """Runs a graph and stops at a node that writes into a value which another may read, also through a view of it."""
+    """Runs a graph and stops at a node that writes into a value which another may read, also through a view of it: or would
+    have written before it gave a new value instead, which the others then do not see."""
 
     def run_node(self, node):
         values = [self.env[source] for source in node.all_input_nodes]
+        if node.meta.get(WRITES):
+            written, ended = node.args[0], self.user_to_last_uses.get(node, ())
+            memory = lambda value: value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
+            if any(memory(value) == memory(self.env[written]) for source, value in self.env.items() if source is not written and source not in ended):
+                raise NotImplementedError(f"{node.name} writes into memory that another value has, too")
         versions = [value._version for value in values if isinstance(value, torch.Tensor)]
         result = super().run_node(node)
         if versions != [value._version for value in values if isinstance(value, torch.Tensor)]:

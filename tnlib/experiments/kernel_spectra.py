@@ -18,6 +18,7 @@ from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglem
 from .evaluation import watch
 from .gauges import gauges
 from .networks import conv_kernels
+from .replacements import chosen_layers
 from .weights import load_model, trained_seeds
 
 COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "columns", "max_rank")
@@ -40,8 +41,9 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     if not trained and len(there) > 1:
         del there["trained"]
     for place, (gauge, network) in enumerate(there.items()):
+        asked = chosen_layers(network, layers)
         for depth, (layer, kernel) in enumerate(conv_kernels(network).items(), start=1):
-            if layers is not None and layer not in layers:
+            if layer not in asked:
                 continue
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
             draws = samples if shuffled and gauge != "random" else 0

@@ -1,5 +1,7 @@
 """The networks, and what is read off any network: its convolutions' kernels."""
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -82,6 +84,13 @@ class Recipe:
     def __post_init__(self):
         for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
             check_count(getattr(self, name), name, least)
+        for name, or_zero, most in (("peak_lr", False, math.inf), ("clip_norm", False, math.inf), ("weight_decay", True, math.inf),
+                                    ("warmup", True, 1), ("momentum", False, 1), ("label_smoothing", True, 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value <= most or or_zero and value == 0):
+                raise ValueError(f"{name} must be a number {'of at least' if or_zero else 'above'} 0" + " and at most 1" * (most == 1) + f", got {value!r}")
+        if not isinstance(self.sides, (tuple, list)):
+            raise TypeError(f"sides must be a tuple of whole numbers, got {self.sides!r}")
         for side in self.sides:
             check_count(side, "a side")
 

@@ -67,6 +67,9 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"the model's {name} holds NaN or infinity")
+    for name, buffer in model.named_buffers():  # infinity may be meant: a mask of classes
+        if buffer.isnan().any():
+            raise ValueError(f"the model's {name} holds NaN")
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
     refused = _not_replaceable(model, layers)
     for layer in getattr(replacements, "kernels", ()):
@@ -158,7 +161,7 @@ def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one."""
     parameter = next(model.parameters())
     check_device(parameter.device, "the model")
-    probe = prepared(preprocess, torch.from_numpy(pixels[:PROBE_IMAGES]).to(parameter.device), parameter.device)
+    probe = prepared(preprocess, torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device), parameter.device)
     with CALLS.as_they_are(), eval_mode(model):
         logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
     check_logits(logits, torch.from_numpy(np.sort(labels)[-len(probe):]))  # there must be a class for the highest

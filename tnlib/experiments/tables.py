@@ -23,13 +23,16 @@ COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "
 
 def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
     """Write table, bits and card from the store; each file whole or not at all, the card last. `about`: what the card
-    says of what was measured, and how."""
+    says of what was measured, and how. Raises `ValueError` where the store is about another number of images."""
     rows, bits, untruncated = [], {}, {}
     for split in entry.splits:
         chosen = entry.chosen_images(dataset, split)
         images = len(split_arrays(dataset, split)[1]) if chosen is None else len(chosen)
-        found = [(key, labels, np.unpackbits(packed, count=images).astype(bool), loss)
-                 for key, labels, packed, loss in store.cells() if labels["split"] == split]
+        stored = [cell for cell in store.cells() if cell[1]["split"] == split]
+        if any(len(packed) != -(-images // 8) for _, _, packed, _ in stored):
+            raise ValueError(f"{store.path} holds answers to another number of {split} images than the {images} that are evaluated now: move it "
+                             "away to measure anew")
+        found = [(key, labels, np.unpackbits(packed, count=images).astype(bool), loss) for key, labels, packed, loss in stored]
         _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
         cells = [cell for cell in found if cell[0] != f"{split} {UNTRUNCATED}"]
         whole = Evaluation(baseline, loss)

@@ -32,8 +32,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     They go to `folder`, by default runs/weights/, as `<model>-<dataset>-s<seed>.safetensors` and `.json`. After
     every epoch a checkpoint is written to runs/weights/; a call that finds one goes on from there, and ends in the same
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
-    in eval mode. Raises `TypeError` for what is no recipe, and `ValueError` for an unknown network, a seed that is no whole
-    number, a data set with too few training images or images that are not square or not in colour, a checkpoint that is
+    in eval mode. `device`: 'cpu' or 'cuda' (None: a GPU where there is one); `recipe`: another `Recipe` than the network's own;
+    `progress`: a bar with the epochs done. Raises `TypeError` for what is no recipe, and `ValueError` for an unknown network or
+    device, a seed that is no whole number, a data set with too few training images or images that are not square or not in colour, a checkpoint that is
     corrupt, of another recipe or begun in another precision than this machine trains in, or a loss that is no longer a
     number; and where weights of this name are there of another network or data set.
     """
@@ -43,7 +44,10 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         raise TypeError(f"recipe must be a tnlib.experiments.networks.Recipe, or None for the network's own, got {recipe!r}")
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     dataset = as_trained_on(dataset, entry)
-    device = torch.device(device or default_device())
+    try:
+        device = torch.device(device or default_device())
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}: {error}") from None
     check_device(device, "the network")
     arguments, own = entry.trained_with(dataset.name, device.type)
     recipe = recipe or own

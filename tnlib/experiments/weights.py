@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..tensors.checks import check_count
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .networks import network
 
@@ -54,9 +55,11 @@ def digest(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
 def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
     """The weights file of a trained network: the published one, else your own below runs/.
 
-    Raises `FileNotFoundError` that says how to train it.
+    Raises `FileNotFoundError` that says how to train it, and `ValueError` for an unknown network or a seed that is no whole
+    number.
     """
     network(model)
+    check_count(seed, "seed", 0)
     for folder in FOLDERS:
         path = folder / f"{stem(model, dataset, seed)}.safetensors"
         if path.is_file():

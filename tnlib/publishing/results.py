@@ -24,6 +24,10 @@ from .section import OUTPUT_VARIABLE, section
 
 _spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
 
+def _hashable(options: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, (list, set)) else value for name, value in options.items()}
+
+
 CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accuracy", "train_loss", "sha256")
 
 
@@ -99,8 +103,8 @@ EXPERIMENTS = {
     "networks": _networks,
     "training": _training,
     "initial-overlap": _initial_overlap,
-    "spectra": lambda *networks, **options: _spectra(*networks, **options).copy(),
-    "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **options)),
+    "spectra": lambda *networks, **options: _spectra(*networks, **_hashable(options)).copy(),
+    "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **_hashable(options))),
 }
 
 

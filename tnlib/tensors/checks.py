@@ -6,9 +6,11 @@ import torch
 
 
 def check_device(device: torch.device, name: str) -> None:
-    """Raise `ValueError` for a device that is neither the CPU nor CUDA: Apple's mps, for one, has no float64."""
+    """Raise `ValueError` for a device that is neither the CPU nor CUDA, or is not there: Apple's mps, for one, has no float64."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be on the CPU or on CUDA, which have the float64 that is computed in, got the device {device}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name} cannot be on {device}: torch finds no such GPU on this machine")
 
 
 def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
