@@ -66,10 +66,11 @@ def test_what_a_stopped_measurement_leaves_in_published_is_described(monkeypatch
     assert run("measure", "shrink", "vanilla", "shapes").exit_code == 1 and described == [PUBLISHED]
 
 
-@pytest.mark.parametrize("different, ends, again, code", [(0, 0, 0.80, 0), (9, 0, 0.80, 1), (0, 9, 0.80, 1), (0, 0, 0.70, 1)],
-                         ids=["agrees", "bits", "paths", "re-training"])
-def test_verify_fails_where_results_do_not_follow(monkeypatch, different, ends, again, code):
-    monkeypatch.setattr(verification, "verify", lambda *_, **of: [verification.Check("table.csv", "key", 500, different)])
+@pytest.mark.parametrize("different, deviation, ends, again, code", [
+    (0, 1e-7, 0, 0.80, 0), (9, 0, 0, 0.80, 1), (0, 1e-3, 0, 0.80, 1), (0, float("nan"), 0, 0.80, 1), (0, 0, 9, 0.80, 1), (0, 0, 0, 0.70, 1)],
+    ids=["agrees", "bits", "numbers", "no-number", "paths", "re-training"])
+def test_verify_fails_where_results_do_not_follow(monkeypatch, different, deviation, ends, again, code):
+    monkeypatch.setattr(verification, "verify", lambda *_, **of: [verification.Check("table.csv", "key", 500, different, deviation)])
     monkeypatch.setattr(verification, "verify_paths", lambda **of: [verification.Check("paths.csv", "end", 500, ends)])
     monkeypatch.setattr(verification, "verify_retraining", lambda *_, **of: verification.Retrained("re.csv", "key", 0.80, again))
     monkeypatch.setattr(verification, "other_copies", lambda *_: [])

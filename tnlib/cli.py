@@ -28,7 +28,7 @@ def main():
 
 @main.command()
 @click.option("--profile", type=PROFILES,
-              help="published, the default: from published/; shapes: small and live, no data set needed; full: everything anew.")
+              help="published, the default: from published/; shapes: small and live, no data set needed; full: each chapter's own network anew.")
 @click.option("--only", multiple=True, metavar="SECTION", help="Bring only this section up to date; may be repeated.")
 @PARAMETER
 def build(profile, only, given):
@@ -129,9 +129,9 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 @DATA
 def verify(model, dataset, sample, seed, data):
     """Evaluate published cells (those of the network MODEL, on DATASET) anew from the published weights, and compare
-    image by image; hold the published paths against the runs that they lie between, and make the first epoch of one
+    image by image, and norms, errors and parameters; hold the published paths against the runs that they lie between, and make the first epoch of one
     published re-training anew (half a minute; without a GPU not of a deep network)."""
-    from .experiments.verification import RETRAINED_POINTS, TIES, other_copies, verify, verify_paths, verify_retraining
+    from .experiments.verification import DEVIATION, RETRAINED_POINTS, TIES, other_copies, verify, verify_paths, verify_retraining
     of = {name: value for name, value in (("model", model), ("dataset", dataset)) if value}
     checks = verify(sample, seed, data, **of)
     for words in other_copies(checks, data):
@@ -141,6 +141,12 @@ def verify(model, dataset, sample, seed, data):
     worst = max(checks, key=lambda check: check.different / check.images, default=None)
     click.echo(f"{len(checks)} cells of {len({check.table for check in checks})} tables: {different} of {images:,} answers differ"
                + (f"; most in {worst.table}, {worst.key}: {worst.different} of {worst.images}" if worst else ""))
+    if checks:
+        furthest = max(checks, key=lambda check: check.deviation)
+        click.echo(f"norms kept, relative errors and parameters are off by {furthest.deviation:.0e} at most (in {furthest.table}, {furthest.key})")
+        if not furthest.deviation <= DEVIATION:
+            raise click.ClickException(f"that is more than the {DEVIATION:g} that rounding explains: the published numbers do not follow from "
+                                       "the published weights here")
     if different > max(1, TIES * images):
         raise click.ClickException("more answers differ than rounding explains: the published results do not follow from "
                                    "the published weights here")

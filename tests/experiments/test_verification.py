@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -30,7 +31,7 @@ def test_a_sample_is_spread_over_the_tables_and_agrees(tables):
     checks = verification.verify(7)
     assert sorted(sum(check.table == path.name for check in checks) for path in tables) == [3, 4]
     assert len({(check.table, check.key) for check in checks}) == 7
-    assert all(check.different == 0 and check.images == 60 for check in checks)
+    assert all(check.different == 0 and check.images == 60 and check.deviation < 1e-8 for check in checks)
     assert {check.key for check in verification.verify(7, seed=1)} != {check.key for check in checks}
 
 
@@ -57,6 +58,18 @@ def test_bits_that_do_not_follow_from_the_weights_are_found(tables):
     checks = verification.verify(4)
     assert [check.different for check in checks if check.table == path.name] == [9, 9]
     assert [check.different for check in checks if check.table != path.name] == [0, 0]
+
+
+@pytest.mark.parametrize("column, off", [("norm_kept", 0.01), ("relative_error", 0.01), ("parameters", 1)])
+def test_numbers_that_do_not_follow_from_the_weights_are_found(tables, column, off):
+    path = tables[1]
+    table = pd.read_csv(path)
+    table[column] += off
+    table.to_csv(path, index=False)
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {"sha256": sha256_of(path)}))
+    for check in verification.verify(6):
+        assert (check.deviation > verification.DEVIATION) == (check.table == path.name) and check.different == 0
 
 
 def test_a_table_of_other_weights_or_of_cells_no_longer_made_is_refused(tables, monkeypatch):

@@ -190,7 +190,8 @@ def test_every_page_of_a_book_that_is_not_the_published_one_says_so(job_of):
     page = "(label)=\n# Title\n\nWords\n\n# Another\n"
     assert _with_banner(page, [job_of("spectra")]) == page
     found = _with_banner(page, [job_of("spectra"), job_of("noise", changed={"rank": 5, "dataset": "shapes"})])
-    assert found.startswith("(label)=\n# Title\n\n```{warning}\nThis is not the published book: it was made with `rank = 5`, `dataset = 'shapes'`.\n```\n")
+    assert found.startswith("(label)=\n# Title\n\n```{warning}\nThis is not the published book: it was made with `rank = 5`, `dataset = 'shapes'`. "
+                            "What the text says in words alone was written for the published one.\n```\n")
     assert found.endswith("\n\nWords\n\n# Another\n") and found.count("warning") == 1
 
 

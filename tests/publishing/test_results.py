@@ -187,7 +187,7 @@ def test_the_epochs_are_those_of_the_networks_that_are_shown(monkeypatch):
 
 
 def test_layers_of_the_spectra_are_any_collection_and_misspelt_ones_are_named():
-    found = results("spectra", "vanilla", "shapes", layers=["conv3"])
-    assert set(found["layer"]) == {"conv3"} and found.equals(results("spectra", "vanilla", "shapes", layers=("conv3",)))
+    found = results.results("spectra", "vanilla", "shapes", layers=["conv3"])
+    assert set(found["layer"]) == {"conv3"} and found.equals(results.results("spectra", "vanilla", "shapes", layers=("conv3",)))
     with pytest.raises(ValueError, match="unknown layer 'conv9': the model's convolutions are 'conv1', 'conv2'"):
-        results("spectrum-summary", "vanilla", "shapes", layers=["conv9"])
+        results.results("spectrum-summary", "vanilla", "shapes", layers=["conv9"])

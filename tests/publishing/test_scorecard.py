@@ -57,7 +57,27 @@ def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
                                                    & numbers["number"].str.contains(number, regex=False)]["value"].iloc[0]
     for dataset in ("cifar10", "cifar100"):
         assert value("2", dataset, "(i)") < 1.25 and value("2", dataset, "(ii)") > 0.10
+        assert value("2", dataset, "(iii)") < 0.7 * value("2", dataset, "(ii)"), "much of the deficit goes without weight decay"
         assert value("1a", dataset, "shrink") > 0.5 > value("1a", dataset, "cells with λ*")
+
+
+def test_what_the_front_page_says_of_two_claims_in_words_holds_for_the_published_numbers(card):
+    numbers = card.numbers()
+
+    def value(claim, model, dataset, number):
+        found = numbers[(numbers[["claim", "model", "dataset"]] == [claim, model, dataset]).all(axis="columns")].set_index("number")["value"]
+        return found[[name for name in found.index if name.startswith(number)][0]]
+
+    for dataset in ("cifar10", "cifar100"):
+        assert value("1a", "vanilla", dataset, "cells with λ* of at least 0.1") < 0.15
+        assert value("1a", "resnet50", dataset, "cells with λ* of at least 0.1") > 0.5
+    assert value("1a", "resnet50", "cifar10", "cells with matched noise as large") > 0.5
+    assert value("3", "vanilla", "cifar100", "continued, after 3 epochs") == 0
+    assert value("3", "vanilla", "cifar100", "free, after 5 epochs") > 0.5
+    for claim, at_least in (("1a", 0.1), ("3", 3)):
+        assert claims.read_claims()["claims"][claim]["thresholds"][{"1a": "lambda_star", "3": "epochs"}[claim]] == at_least
+    refuted = [verdict.parts[0] for verdict in card.verdicts if verdict.verdict == "not reproduced"]
+    assert refuted and all(part.bound == part.threshold / 2 for part in refuted), "each ✗ rests on the bound"
 
 
 def test_what_is_missing_is_named_with_the_command_that_measures_it(card, monkeypatch, tmp_path):

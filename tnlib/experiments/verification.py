@@ -23,16 +23,20 @@ IMAGES = 500  # class-balanced, and the same for every copy of the data set
 TIES = 2e-4  # of the images: logits within rounding of each other may fall either way
 # A training run is another in every digit on another machine: an accuracy after one epoch, on these images, in points.
 RETRAINED_POINTS = 5.0
+NUMBERS = "norm_kept", "relative_error", "parameters"  # what a table says of a kernel beside its answers
+DEVIATION = 1e-5  # of these numbers (of parameters, as a share of them): more than decompositions in float32 explain
 
 
 @dataclass(frozen=True)
 class Check:
-    """A published cell evaluated anew: its table, key, images, and how many of them are answered otherwise."""
+    """A published cell evaluated anew: its table, key, images, how many of them are answered otherwise, and by how much the
+    table's norm kept, relative error and parameters (as a share of them) are off at most."""
 
     table: str
     key: str
     images: int
     different: int
+    deviation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def published_tables(**of) -> list:
 
 
 def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
-    """Evaluate `sample` published cells anew (all where there are fewer), spread over the tables, and compare the bits.
+    """Evaluate `sample` published cells anew (all where there are fewer), spread over the tables, and compare the bits,
+    and what the table says of their kernels.
 
     Only on 500 fixed images of each table's first split. Of a re-training the networks that it starts from; paths begin
     and end in weights that are not published: see `verify_paths`. `of` as in `published_tables`. Raises
@@ -175,8 +180,13 @@ class _Table:
         return right[np.searchsorted(places, row)][np.searchsorted(self.measured, self.images)]
 
     def checks(self, rows: list[int]) -> list[Check]:
-        return [Check(self.path.name, self.key(row), len(self.images), int((self.stored(row) != found.correct).sum()))
-                for row, found in self._evaluated(rows)]
+        return [Check(self.path.name, self.key(row), len(self.images), int((self.stored(row) != found.correct).sum()), self._deviation(row, about))
+                for row, found, about in self._evaluated(rows)]
+
+    def _deviation(self, row, about) -> float:
+        published = self.table.loc[row]
+        return max((abs(about[name] - published[name]) / max(1, abs(published[name])) for name in NUMBERS
+                    if name in about and name in published), default=0.0)
 
     def _evaluated(self, rows):
         if not self.entry.runs:
@@ -186,27 +196,27 @@ class _Table:
     def _cells(self, rows):
         wanted, found = {self.key(row): row for row in rows}, set()
         for swept, there in self.entry.parts(self.subject, weighed=False):
-            cells = [({"key": self.entry.key_of(self.split, labels)}, kernels) for _, labels, kernels in there.where(
+            cells = [(labels | {"key": self.entry.key_of(self.split, labels)}, kernels) for _, labels, kernels in there.where(
                 lambda labels: self.entry.key_of(self.split, labels) in wanted)]
             found |= {labels["key"] for labels, _ in cells}
             for labels, evaluation in sweep(swept, self.subject.dataset, cells, split=self.split, images=self.images,
                                             progress=False) if cells else ():
-                yield wanted[labels["key"]], evaluation
+                yield wanted[labels["key"]], evaluation, labels
         if gone := wanted.keys() - found:
             raise ValueError(f"{self.path} has cells that the experiment no longer makes ({', '.join(sorted(gone))}): "
                              "measure it again")
 
     def _starts(self, rows):
         for row in rows:
-            module, _ = self._prepared(row).start(*self._run(row))
-            yield row, evaluate(module, self._some())
+            module, about = self._prepared(row).start(*self._run(row))
+            yield row, evaluate(module, self._some()), about
 
     def _with_statistics(self, rows):
         plan = self.entry.runs(replace(self.subject, dataset=self._some()))
         for row in rows:
             wanted = self.table.loc[row]
             run = self._run(row) if "arm" in self.table else (wanted["cut"], wanted["level"])
-            yield row, next(found for labels, found in plan.run(*run) if labels["statistics"] == wanted["statistics"])
+            yield row, *next((found, labels) for labels, found in plan.run(*run) if labels["statistics"] == wanted["statistics"])
 
     def retrained(self) -> Retrained:
         row = int(np.flatnonzero((self.table["arm"] == "free") & (self.table["epoch"] == 1))[0])

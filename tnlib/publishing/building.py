@@ -75,8 +75,8 @@ def _one_profile(profile, given) -> str:
 
 def _warn_of_days(all_values) -> None:
     if any(values.get("profile") == "full" for values in all_values):
-        click.echo("profile full: every result is computed anew from the published weights; days on a CPU, minutes "
-                   "on a GPU. What is cut off goes on from where it was.")
+        click.echo("profile full: what each chapter shows of its own network is computed anew from the published weights; days on a CPU, "
+                   "minutes on a GPU. What is cut off goes on from where it was.")
 
 
 def book_cards() -> dict[str, dict]:

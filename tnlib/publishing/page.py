@@ -27,6 +27,7 @@ def parameters(section: str) -> dict[str, Any]:
     banner = None
     if changes:
         what = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
-        banner = f"This is not the published page: it was made with {what}."
+        banner = (f"This is not the published page: it was made with {what}. Figures, tables and numbers are those of this run; "
+                  "what the text says of them in words alone was written for the published page.")
     show_parameters(rows, banner)
     return values

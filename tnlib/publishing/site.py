@@ -36,7 +36,8 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
 def _with_banner(text: str, jobs: list[Job]) -> str:
     """A page's text, and below its title, where the book is not the published one, that it is not."""
     changes = {f"`{name} = {value!r}`": None for job in jobs for name, value in job.record["changed"].items()}
-    banner = f"\n```{{warning}}\nThis is not the published book: it was made with {', '.join(changes)}.\n```\n"
+    banner = (f"\n```{{warning}}\nThis is not the published book: it was made with {', '.join(changes)}. "
+              "What the text says in words alone was written for the published one.\n```\n")
     return re.sub(r"^# .*\n", lambda title: title[0] + banner, text, count=1, flags=re.MULTILINE) if changes else text
 
 
