@@ -35,10 +35,11 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
     What is found is kept in runs/results/<name>.sqlite within a second. Cells of a sweep are found a group at a time, up to 64
-    of one layer: seconds of work, but of ResNet-50 on a CPU up to the better part of an hour, which is lost when it is killed. A call that finds it goes on from there, and ends
-    in the same table and bits as one that was never stopped; what was begun on a GPU is ended in the same form without one, where a
-    deep network is otherwise measured at fewer cells. They go to `folder`, by default runs/results/. While another process
-    measures the same, this one waits, says so, and then goes on from what is there.
+    of one layer: seconds of work, but of ResNet-50 on a CPU up to the better part of an hour, which is lost when it is killed.
+    A call that finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was
+    begun on a GPU is ended in the same form without one, where a deep network is otherwise measured at fewer cells. They go to
+    `folder`, by default runs/results/. While another process measures the same, this one waits, says so, and then goes on from
+    what is there.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
     hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
     a whole one), whose card says which are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.

@@ -47,7 +47,8 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     `evaluate`; `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`.
     `executor`: a `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with
     one thread; None: this process, where each of torch's threads takes a share of the images. The results are the same.
-    `progress`: a bar with the cells done.
+    `progress`: a bar with the cells done. A pair ({}, {}) gives the network as it is: the baseline of the others, and a check of
+    `preprocess`.
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.

@@ -109,7 +109,7 @@ def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.nd
     Rows are in the table's order. Raises `ValueError` for a damaged file.
     """
     path = Path(path)
-    _check(bits_path(path), read_card(path)["bits_sha256"])
+    _check(bits_path(path), read_card(path).get("bits_sha256"))
     stored, found = load_file(bits_path(path)), {}
     for split, n in images.items():
         untruncated = np.unpackbits(stored[f"{split}.untruncated"], count=n).astype(bool)
@@ -131,7 +131,7 @@ def read_spectra(path) -> pd.DataFrame:
     One row a value. Raises `ValueError` for a damaged file.
     """
     path = Path(path)
-    _check(bits_path(path), read_card(path)["bits_sha256"])
+    _check(bits_path(path), read_card(path).get("bits_sha256"))
     parts = [pd.DataFrame({"row": int(row), "layer": layer, "index": np.arange(1, len(values) + 1), "value": values})
              for name, values in load_file(bits_path(path)).items() if name.startswith(f"{SPECTRUM}.")
              for _, row, layer in [name.split(".", 2)]]
@@ -141,4 +141,4 @@ def read_spectra(path) -> pd.DataFrame:
 def _check(path, expected):
     if sha256_of(path) != expected:
         raise ValueError(f"{path} is corrupt or was altered: its sha256 is {sha256_of(path)[:16]}…, its card says "
-                         f"{expected[:16]}…; restore it (git checkout) or measure it again")
+                         f"{str(expected)[:16]}…; restore it (git checkout) or measure it again")

@@ -34,9 +34,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     weights as a run that was never stopped (on one machine, with the same number of threads). Returns the network
     in eval mode. `device`: 'cpu' or 'cuda' (None: a GPU where there is one); `recipe`: another `Recipe` than the network's own;
     `progress`: a bar with the epochs done. Raises `TypeError` for what is no recipe, and `ValueError` for an unknown network or
-    device, a seed that is no whole number, a data set with too few training images or images that are not square or not in colour, a checkpoint that is
-    corrupt, of another recipe or begun in another precision than this machine trains in, or a loss that is no longer a
-    number; and where weights of this name are there of another network or data set.
+    device, a seed that is no whole number, a data set with too few training images or images that are not square or not in
+    colour, a checkpoint that is corrupt, of another recipe or begun in another precision than this machine trains in, or a loss
+    that is no longer a number; and where weights of this name are there of another network or data set.
     """
     entry = network(model)
     check_count(seed, "seed", 0)

@@ -185,8 +185,8 @@ class _Table:
 
     def _deviation(self, row, about) -> float:
         published = self.table.loc[row]
-        return max((abs(about[name] - published[name]) / max(1, abs(published[name])) for name in NUMBERS
-                    if name in about and name in published), default=0.0)
+        off = [abs(about[name] - published[name]) / max(1, abs(published[name])) for name in NUMBERS if name in about and name in published]
+        return float(np.nan_to_num(off, nan=np.inf).max(initial=0))
 
     def _evaluated(self, rows):
         if not self.entry.runs:
