@@ -90,7 +90,7 @@ def test_every_published_network_is_in_the_table():
 
 def test_outcomes_of_re_training_are_those_of_the_tables():
     (table,) = tables(retrained([]))
-    rows, seen = table.set_index(["network", "epochs", "cut", "down to"]), 0
+    rows, seen = table.set_index(["network", "data", "seed", "epochs", "cut", "down to"]), 0
     assert rows.index.is_unique
     for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
         runs = pd.read_csv(path)
@@ -101,15 +101,15 @@ def test_outcomes_of_re_training_are_those_of_the_tables():
         percent = lambda found: pytest.approx(100 * found.correct.item() / found.images.item(), abs=0.051)
         alone = runs[runs.cut == "none"].set_index(["arm", "epoch"])
         for (layer, cut, strength), case in runs[runs.cut != "none"].groupby([truncated, "cut", "strength"]):
-            row = rows.loc["{}, {}, seed {}".format(*network), str(last), cut if layer == "all" else f"{cut} of {layer}", f"{100 * strength:g} %"]
+            row = rows.loc[(*map(str, network), str(last), cut if layer == "all" else f"{cut} of {layer}", f"{100 * strength:g} %")]
             case, seen = case.set_index(["arm", "epoch"]), seen + 1
-            for head, found, run in [("truncated", case, ("free", 0)), ("before", alone, ("continued", 0)), ("continued", alone, ("continued", last)),
+            for head, found, run in [("truncated", case, ("free", 0)), ("noise, before", case, ("noise", 0)), ("before", alone, ("continued", 0)), ("continued", alone, ("continued", last)),
                                      ("scratch", alone, ("scratch", last)), ("free", case, ("free", last)), ("rank kept", case, ("kept", last)),
                                      ("noise", case, ("noise", last))]:
                 if run in found.index:
                     assert float(row[head]) == percent(found.loc[[run]]), (path.name, head)
                 else:  # an arm that is not measured yet, or not asked for of this table
-                    assert row[head] == "–" and head in ("free", "rank kept", "noise", "scratch")
+                    assert row[head] == "–" and head in ("free", "rank kept", "noise", "noise, before", "scratch")
     assert len(table) == seen > 0
 
 
@@ -121,7 +121,8 @@ def test_a_layer_that_is_truncated_alone_is_named_in_the_table(tmp_path, monkeyp
     runs = pd.DataFrame(rows, columns=["truncated", "cut", "arm", "epoch", "accuracy"]).assign(strength=0.5)
     runs["strength"] = runs["strength"].where(runs["cut"] != "none", 1.0)
     runs.to_csv(path, index=False)
-    write_json(path.with_suffix(".json"), {"model": "vanilla", "dataset": "cifar10", "seed": 0, "sha256": sha256_of(path)})
+    write_json(path.with_suffix(".json"), {"experiment": "retraining-layers", "model": "vanilla", "dataset": "cifar10", "seed": 0,
+                                           "sha256": sha256_of(path)})
     monkeypatch.setattr(generated, "PUBLISHED", tmp_path)
     (table,) = tables(retrained([]))
     assert table[["cut", "truncated", "free", "continued", "noise"]].values.tolist() == [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pandas as pd
 from pydantic import TypeAdapter
 
+from ..experiments.catalogue import EXPERIMENTS
 from ..experiments.datasets import NAMES
 from ..experiments.files import PUBLISHED, ROOT
 from ..experiments.networks import NETWORKS
@@ -96,10 +97,14 @@ ARMS = {"free": "free", "kept": "rank kept", "noise": "noise", "continued": "con
 
 
 def retrained(jobs: list[Job]) -> str:
-    """Every case of every re-trained network: accuracy before, truncated, and after the last epoch by arm."""
+    """Every case of every re-trained network: accuracy before, truncated, and after the last epoch by arm; what was re-trained
+    of all networks before what was of some."""
     rows, percent = [], lambda share: "–" if share is None else f"{100 * share:.1f}"  # a run may be missing
-    for path in sorted((PUBLISHED / "results").glob("retraining-*.csv")):
-        card, runs = read_card(path), read_table(path)
+    cards = {path: read_card(path) for path in (PUBLISHED / "results").glob("retraining-*.csv")}
+    listed = {name: place for place, name in enumerate(EXPERIMENTS)}
+    for path, card in sorted(cards.items(), key=lambda found: (
+            listed[found[1]["experiment"]], *(found[1][name] for name in ("model", "dataset", "seed")))):
+        runs = read_table(path)
         if "epoch" not in runs:  # what others start from
             continue
         if "truncated" in runs:  # one layer alone
@@ -110,9 +115,10 @@ def retrained(jobs: list[Job]) -> str:
         for cut, strength in cases:
             after = {words: accuracy.get((cut, strength, arm, last), accuracy.get(("none", 1.0, arm, last)))
                      for arm, words in ARMS.items()}
-            rows.append({"network": f"{card['model']}, {card['dataset']}, seed {card['seed']}", "cut": cut,
+            rows.append({"network": card["model"], "data": card["dataset"], "seed": card["seed"], "cut": cut,
                          "down to": f"{100 * strength:g} %", "before": percent(accuracy.get(("none", 1.0, "continued", 0))),
-                         "truncated": percent(accuracy.get((cut, strength, "free", 0))), "epochs": last,
+                         "truncated": percent(accuracy.get((cut, strength, "free", 0))),
+                         "noise, before": percent(accuracy.get((cut, strength, "noise", 0))), "epochs": last,
                          **{words: percent(found) for words, found in after.items()}})
     return _table(rows)
 
