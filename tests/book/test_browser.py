@@ -1,6 +1,10 @@
 """The pages opened from their files in headless Chromium, the network cut off."""
 
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
@@ -60,3 +64,20 @@ def test_code_is_copied_by_a_click(site, tab):
     tab.wait_for_function("document.querySelector('button.copybtn.success') !== null")
     assert tab.evaluate("navigator.clipboard.readText()").strip() == block.locator("pre").inner_text().strip()
     assert not tab.problems
+
+
+def test_a_figure_that_goes_on_to_the_side_has_a_shadow_there(site, tab):
+    """And none at its end, or where all of it is seen."""
+    tab.goto((site / "book/02_spectra.html").as_uri())
+    figure = tab.locator(".figure-picture").first
+    figure.scroll_into_view_if_needed()
+    beyond = figure.evaluate("figure => figure.scrollWidth - figure.clientWidth")
+    assert (beyond > 0) == (tab.viewport_size["width"] < 600)
+
+    def ends():
+        pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot())).convert("L"), dtype=float)
+        return [np.median(pixels[:, column]) < 250 for column in (1, -2)]
+
+    assert ends() == [False, beyond > 0]
+    figure.evaluate("figure => { figure.scrollLeft = figure.scrollWidth }")
+    assert ends() == [beyond > 0, False]
