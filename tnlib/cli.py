@@ -129,8 +129,8 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
 @DATA
 def verify(model, dataset, sample, seed, data):
     """Evaluate published cells (those of the network MODEL, on DATASET) anew from the published weights, and compare
-    image by image, and norms, errors and parameters; hold the published paths against the runs that they lie between, and make the first epoch of one
-    published re-training anew (half a minute; without a GPU not of a deep network)."""
+    image by image, and norms, errors and parameters; hold the published paths against the runs that they lie between, and
+    make the first epoch of one published re-training anew (half a minute; without a GPU not of a deep network)."""
     from .experiments.verification import DEVIATION, RETRAINED_POINTS, TIES, other_copies, verify, verify_paths, verify_retraining
     of = {name: value for name, value in (("model", model), ("dataset", dataset)) if value}
     checks = verify(sample, seed, data, **of)

@@ -24,10 +24,6 @@ from .section import OUTPUT_VARIABLE, section
 
 _spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
 
-def _hashable(options: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, (list, set)) else value for name, value in options.items()}
-
-
 CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accuracy", "train_loss", "sha256")
 
 
@@ -106,6 +102,10 @@ EXPERIMENTS = {
     "spectra": lambda *networks, **options: _spectra(*networks, **_hashable(options)).copy(),
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **_hashable(options))),
 }
+
+
+def _hashable(options: dict) -> dict:  # for the cache
+    return {name: tuple(value) if isinstance(value, (list, set)) else value for name, value in options.items()}
 
 
 def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFrame:
