@@ -88,9 +88,8 @@ def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):
         stars.setdefault((gauge, layer), []).append((1 - curve["norm_kept"])[np.logical_and.accumulate(fine)].clip(0).max() if fine[0] else 0)
         shares.setdefault((gauge, layer), []).append(curve["entropy"].iloc[0] / np.log2(curve["max_rank"].iloc[0]))
     layers = ("conv1", "conv2", "conv3", "conv4")
-    for name, gauge in (("trained", "trained"), ("other", "random")):
-        found = [float(star) for star in re.findall(r"\d\.\d+", said[f"deep-gauge-{name}"])]
-        assert found == pytest.approx([np.median(stars[gauge, layer]) for layer in layers], abs=0.00051)
+    pairs = re.findall(r"(\d\.\d+) → (?:≥ )?(\d\.\d+)", said["deep-gauge-stars"])
+    assert np.array(pairs, dtype=float) == pytest.approx(np.array([[np.median(stars[gauge, layer]) for gauge in ("trained", "random")] for layer in layers]), abs=0.00051)
     changes = [float(change) for change in re.findall(r"[+-]\d\.\d+", said["deep-gauge-entropy"].replace("−", "-"))]
     assert changes == pytest.approx([np.median(shares["random", layer]) - np.median(shares["trained", layer]) for layer in layers], abs=0.00051)
 
