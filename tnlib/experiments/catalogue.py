@@ -5,11 +5,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .batch_norm import Reestimation
+from .compression import BUDGETS, Compression
 from .controls import controls, in_gauges, matched_noise, shrink
 from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
 from .datasets import Dataset, balanced_indices, balanced_sample
@@ -26,6 +28,7 @@ TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the dat
 QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
 QUICK_TRAINED, QUICK_EVALUATED = 1500, 500  # training images there: those of a re-training, and those it is evaluated on
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank there
+QUICK_BUDGETS = (0.25,)
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
@@ -127,16 +130,16 @@ class Experiment:
     version: int = 1
     weighed: bool = True
     images: int | None = None
-    runs: Callable[[Subject], Retraining | Paths | Starts | Reestimation] | None = None
+    runs: Callable[[Subject], Retraining | Paths | Starts | Reestimation | Compression] | None = None
     settings: Callable[[Subject], dict] = lambda its: {}
     train_images: bool = False
     reducible: bool = False
 
     def on(self, subject: Subject) -> "Experiment":
-        """This experiment as it is made on `subject`: on a deep network and for trying on the first split only, and on fewer
+        """This experiment as it is made on `subject`: on a deep network on the first split only, and there and for trying on fewer
         images."""
         if subject.quick:
-            return replace(self, splits=self.splits[:1], images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
+            return replace(self, splits=self.splits[:1] if subject.deep else self.splits, images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
         if self.runs:
             return replace(self, images=REDUCED_IMAGES) if subject.reduced else self
         return replace(self, splits=self.splits[:1], images=DEEP_IMAGES) if subject.deep else self
@@ -259,15 +262,27 @@ def _retraining(its: Subject, **options) -> Retraining:
     return Retraining(its.name, its.model, its.dataset, its.seed, **less | options)
 
 
+def _table(experiment: str, its: Subject, whose: str) -> Path:
+    """The table of another experiment on the same network; `FileNotFoundError` says `whose` it is and what makes it."""
+    from .tables import find_table  # which knows the experiments
+    if (path := find_table(experiment, its.name, its.dataset.name, its.seed)) is None:
+        raise FileNotFoundError(f"there is no table of the {experiment} of {its.name} on {its.dataset.name}, seed {its.seed}, {whose}: "
+                                f"tnlib measure {experiment} {its.name} {its.dataset.name} --seed {its.seed}")
+    return path
+
+
 def _starts(its: Subject) -> Starts:
-    from .tables import find_table, read_table  # which know the experiments
-    path = find_table("retraining", its.name, its.dataset.name, its.seed)
-    if path is None:
-        raise FileNotFoundError(f"there is no table of the re-training of {its.name} on {its.dataset.name}, seed {its.seed}, whose networks these "
-                                f"are: tnlib measure retraining {its.name} {its.dataset.name} --seed {its.seed}")
-    begun = read_table(path).query("cut != 'none' and epoch == 0")
+    from .tables import read_table
+    begun = read_table(_table("retraining", its, "whose networks these are")).query("cut != 'none' and epoch == 0")
     levels = {(cut, strength): level for cut, strength, level in zip(begun["cut"], begun["strength"], begun["level"])}
     return Starts(_retraining(its, **{"evaluated": REDUCED_IMAGES} if its.reduced else {}), levels)
+
+
+def _compression(its: Subject) -> Compression:
+    from .tables import read_table
+    path = _table("truncation", its, "by which ranks are chosen")
+    return Compression(_retraining(its), read_table(path).query("split == 'validation'"), read_card(path)["sha256"],
+                       QUICK_BUDGETS if its.quick else BUDGETS)
 
 
 EXPERIMENTS = {
@@ -316,6 +331,7 @@ EXPERIMENTS = {
                                       its.recipe),
         train_images=True, reducible=True),
     "paths": Experiment(None, ("cut", "strength", "arm", "position"), runs=lambda its: Paths(_retraining(its))),
+    "compression": Experiment(None, ("arm", "budget", "epoch"), runs=_compression),
 }
 
 

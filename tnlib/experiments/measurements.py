@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .allocator import keep_freed_memory
 from .catalogue import Subject, experiment_called, too_large
+from .compression import Compression
 from .datasets import Dataset, load_dataset
 from .evaluation import default_device, evaluate, split_arrays
 from .files import RUNS
@@ -68,7 +69,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["quick"] = {"images": entry.images}
     if subject.reduced:
         identity["reduced"] = True  # fewer cells than on a machine with a GPU
-    if entry.runs and isinstance(plan := entry.runs(subject), Retraining):
+    if entry.runs and isinstance(plan := entry.runs(subject), (Retraining, Compression)):
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
     path = Path(folder or RUNS / "results") / f"{name}.csv"

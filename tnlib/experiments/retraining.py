@@ -105,10 +105,11 @@ class Retraining:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return restart(self._card, self.epochs)
+        return restart(self.card, self.epochs)
 
     @cached_property
-    def _card(self) -> dict:
+    def card(self) -> dict:
+        """That of the network's weights."""
         return read_card(find_weights(self.name, self.dataset.name, self.seed))
 
     @cached_property
@@ -198,24 +199,24 @@ class Retraining:
         if case is None:
             about = {"level": 0.0, "reached": True, "ranks": "-", "norm_kept": 1.0, "relative_error": 0.0,
                      "parameters": sum(kernel.numel() for kernel in conv_kernels(self.model).values())}
-            return (self._fresh() if arm == "scratch" else copy.deepcopy(self.model)), about
+            return (self.fresh() if arm == "scratch" else copy.deepcopy(self.model)), about
         factors, about = self.prepared(case, arm)._truncated[case]
         build = {"free": with_kernels, "kept": with_rank_kept,
                  "noise": lambda model, factors: with_noise(model, factors, self.seed)}[arm]
         return build(self.model, factors), about
 
-    def _fresh(self):
-        copied = copy.deepcopy(self.model)
+    def fresh(self, **changed) -> nn.Module:
+        """The network with fresh weights, which sees images as it does; `changed`: other arguments of its architecture."""
         with torch.random.fork_rng():
             torch.manual_seed(FRESH + self.seed)
-            fresh = network(self.name).build(**self._card["architecture"])
-        copied.load_state_dict(fresh.state_dict() | {name: buffer for name, buffer in copied.named_buffers()
-                                                     if name.startswith("normalize.")})
-        return copied
+            module = network(self.name).build(**self.card["architecture"] | changed)
+        normalize = {name: buffer for name, buffer in self.model.named_buffers() if name.startswith("normalize.")}
+        module.load_state_dict(module.state_dict() | normalize)
+        return module.eval()
 
     def _keep(self, module, case, arm):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-        header = {"from": self._card["sha256"], "made": self._made()}
+        header = {"from": self.card["sha256"], "made": self._made()}
         with atomic_path(self.last_weights(case, arm)) as temporary:
             save_file(tensors, temporary, metadata=header | {"sha256": digest(header, tensors)})
 
@@ -237,8 +238,8 @@ class Retraining:
             raise ValueError(f"{path} cannot be read ({error}); {again}") from None
         if header.pop("sha256", None) != digest(header, tensors):
             raise ValueError(f"{path} cannot be read (its sha256 is another); {again}")
-        if header.get("from") != self._card["sha256"]:
-            raise ValueError(f"{path} is where a run ended that began in other weights than {self._card['sha256'][:16]}…; {again}")
+        if header.get("from") != self.card["sha256"]:
+            raise ValueError(f"{path} is where a run ended that began in other weights than {self.card['sha256'][:16]}…; {again}")
         if header.get("made") != self._made():
             raise ValueError(f"{path} is where a run ended that was made in another way (recipe, seeds or precision) than this "
                              f"one would be; {again}")

@@ -103,15 +103,18 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
         level, reached = error_for_accuracy(accuracy, chance + case.strength * (whole - chance), whole)
         level = round(level, 4)  # as the table has it, so that the table's ε leads to the same ranks
     factors = at(level)
+    ranks = " ".join(str(factors[layer].factors[0].shape[1]) if layer in factors else "-" for layer in kernels)
+    return factors, {"level": level, "reached": reached, "ranks": ranks, **norms_and_parameters(kernels, factors)}
+
+
+def norms_and_parameters(kernels: dict[str, torch.Tensor], factors: dict[str, KernelFactors]) -> dict:
+    """The labels `norm_kept`, `relative_error` and `parameters` of all `kernels` together, some of them as factors."""
     kept = lost = total = 0.0
     for layer, kernel in kernels.items():
         approximation = factors[layer].to_kernel() if layer in factors else kernel
         kept += approximation.double().square().sum().item()
         lost += (kernel - approximation).double().square().sum().item()
         total += kernel.double().square().sum().item()
-    return factors, {
-        "level": level, "reached": reached,
-        "ranks": " ".join(str(factors[layer].factors[0].shape[1]) if layer in factors else "-" for layer in kernels),
-        "norm_kept": (kept / total) ** 0.5, "relative_error": (lost / total) ** 0.5,
-        "parameters": sum(factors[layer].num_parameters if layer in factors else kernel.numel()
-                          for layer, kernel in kernels.items())}
+    return {"norm_kept": (kept / total) ** 0.5, "relative_error": (lost / total) ** 0.5,
+            "parameters": sum(factors[layer].num_parameters if layer in factors else kernel.numel()
+                              for layer, kernel in kernels.items())}

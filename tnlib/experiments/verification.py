@@ -226,6 +226,8 @@ class _Table:
 
     def _run(self, row):
         its = self.table.loc[row]
+        if "budget" in its:
+            return its["arm"], its["budget"]
         return None if its["cut"] == "none" else Case(its["cut"], its["strength"], its.get("truncated")), its["arm"]
 
     def _prepared(self, row):

@@ -1,0 +1,246 @@
+"""Compressing a network to a budget of parameters: which ranks its kernels get, and what training at these ranks makes of it.
+
+One rule, and measures to choose by. Every truncation of a kernel costs something by a measure; each layer takes the fewest
+parameters that cost it no more than a level that all layers have in common, and the level is the lowest at which all
+kernels together fit into the budget. The measures:
+
+- "map": the accuracy drop on held-out images with this kernel alone truncated so far (the one-point maps);
+- "norm": the relative error ε, so that every kernel keeps one share of its norm;
+- "data-aware": the relative error of what the layer gives, see `data_aware`;
+- "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement.
+
+Beside them "narrower" is a dense network with fewer channels, trained from scratch for as many epochs in all.
+"""
+
+import dataclasses
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ..tensors.cuts import CUTS, distinct_cuts, factorize, singular_values
+from ..tensors.factors import KernelFactors
+from .evaluation import Evaluation, default_device, evaluate
+from .networks import Recipe, conv_kernels
+from .replacements import with_kernels
+from .retraining import FRESH, Retraining, with_rank_kept
+from .strengths import norms_and_parameters
+from .training import Training
+
+BUDGETS = (0.5, 0.25, 0.125)  # of the convolutions' parameters
+MEASURED = {"map": "accuracy_drop", "data-aware": "data_aware_error"}  # arm → the column of "truncation" that it goes by
+ARMS = ("map", "fraction", "norm", "data-aware", "narrower")  # first what the claims ask for: a run takes minutes
+WIDTHS = 256  # a narrower network's channels are so manieth parts of the network's own
+
+
+# ---- which ranks ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Option:
+    """A kernel with so many `.parameters`, at a `.cost` by some measure: of `.rank` at `.cut` or, without these, as it is."""
+
+    cost: float
+    parameters: int
+    cut: str | None = None
+    rank: int | None = None
+
+
+def choose(options: dict[str, list[Option]], most: float) -> tuple[dict[str, Option], float]:
+    """Layer → its option, and their level: each the one of fewest parameters whose cost is at most the level, which is the
+    lowest at which all layers have at most `most` parameters.
+
+    Every layer has an option at no cost: its kernel. Raises `ValueError` where they have more even at the fewest parameters of each.
+    """
+    def at(level):
+        fits = {layer: [option for option in of if option.cost <= level] for layer, of in options.items()}
+        return {layer: min(of, key=lambda option: (option.parameters, option.cost)) for layer, of in fits.items()}
+
+    total = lambda chosen: sum(option.parameters for option in chosen.values())
+    levels = sorted({option.cost for of in options.values() for option in of})
+    place = bisect_left(levels, True, key=lambda level: total(at(level)) <= most)
+    if place == len(levels):
+        raise ValueError(f"even at its lowest ranks the network has more than {most:,.0f} parameters in its convolutions: give a "
+                         "larger budget")
+    return at(levels[place]), levels[place]
+
+
+def _options(kernel, costs) -> list[Option]:
+    """The kernel itself, at no cost, and those of its truncations that have fewer parameters; `costs`: (cut, rank, cost)."""
+    sizes = {cut.name: sum(cut.dimensions(kernel.shape)) for cut in CUTS}
+    return [Option(0.0, kernel.numel()), *(Option(float(cost), rank * sizes[cut], cut, rank) for cut, rank, cost in costs
+                                           if rank * sizes[cut] < kernel.numel())]
+
+
+def by_measurement(kernels: dict, cells: pd.DataFrame, column: str) -> dict[str, list[Option]]:
+    """Layer → its options at the cost `column` of `cells`, the rows of "truncation" of some images.
+
+    Between the ranks that were measured the cost is interpolated; and it is never less than at a higher rank, nor than 0: what is gained
+    by chance further down is not counted on.
+    """
+    def costs(layer):
+        for (cut, most), rows in cells[cells["layer"] == layer].groupby(["cut", "max_rank"], sort=False):
+            rows = rows.sort_values("rank", ascending=False)
+            ranks, values = [most, *rows["rank"]], np.maximum.accumulate([0.0, *rows[column]])
+            every = range(ranks[-1], most)
+            yield from ((cut, rank, cost) for rank, cost in zip(every, np.interp(every, ranks[::-1], values[::-1])))
+
+    return {layer: _options(kernel, costs(layer)) for layer, kernel in kernels.items()}
+
+
+def by_norm(kernels: dict) -> dict[str, list[Option]]:
+    """Layer → its options at the cost ε, at all distinct cuts and ranks."""
+    def costs(kernel):
+        for cut in distinct_cuts(kernel.shape):
+            squares = singular_values(kernel.double(), cut).square().flip(0).cumsum(0).flip(0)  # of those from each on
+            yield from ((cut.name, rank, cost) for rank, cost in enumerate((squares[1:] / squares[0]).sqrt().tolist(), start=1))
+
+    return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
+
+
+def by_fraction(kernels: dict, cut) -> dict[str, list[Option]]:
+    """Layer → its options at `cut`, at the cost of the share of the largest rank that is taken away."""
+    def costs(kernel):
+        if distinct_cuts(kernel.shape, [cut]):
+            most = cut.max_rank(kernel.shape)
+            yield from ((cut.name, rank, 1 - rank / most) for rank in range(1, most))
+
+    return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
+
+
+# ---- the runs ------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Compression:
+    """The network of `.retraining` compressed to each of `.budgets`, and trained for its epochs on its batches, by its recipe.
+
+    `.cells`: the held-out rows of its table "truncation", `.table` the sha256 of that. Raises `ValueError` where there is
+    none, and for a network whose width is no list of channels.
+    """
+
+    retraining: Retraining
+    cells: pd.DataFrame
+    table: str
+    budgets: tuple[float, ...] = BUDGETS
+
+    def __post_init__(self):
+        if self.cells.empty:
+            raise ValueError(f"the table of {self.retraining.name}'s truncations has no held-out rows, by which ranks are chosen: it is "
+                             "measured on test images alone")
+        if "channels" not in self.retraining.card["architecture"]:
+            raise ValueError(f"{self.retraining.name} cannot be made narrower: its width is no list of channels")
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the compressed networks' training."""
+        return self.retraining.recipe
+
+    @property
+    def longer(self) -> Recipe:
+        """That of the narrower network's: the network's own, for as many epochs in all as a compressed one has seen."""
+        own = Recipe(**self.retraining.card.get("recipe", {}))
+        return dataclasses.replace(own, epochs=own.epochs + self.retraining.epochs)
+
+    def parameters(self) -> dict:
+        """What a table of the runs does not say of how they were made; `truncation`: the table that ranks were chosen by."""
+        its = self.retraining.parameters()
+        return {name: its[name] for name in ("recipe", "evaluated_train_images")} | {
+            "narrower_recipe": dataclasses.asdict(self.longer), "truncation": self.table,
+            "seeds": {name: its["seeds"][name] for name in ("batches", "fresh")} | {"narrower_batches": 1000 * self.retraining.seed}}
+
+    def runs(self) -> list[tuple[str, float]]:
+        return [(arm, budget) for arm in ARMS for budget in self.budgets]
+
+    def keys(self, arm: str, budget: float) -> list[dict]:
+        """What tells the rows of a run apart: one an epoch, 0 being before it; of a narrower network the last alone."""
+        epochs = range(self.retraining.epochs + 1)
+        return [{"arm": arm, "budget": budget, "epoch": epoch} for epoch in (epochs[-1:] if arm == "narrower" else epochs)]
+
+    def prepared(self, arm: str, budget: float, level: float | None = None) -> "Compression":
+        """Nothing takes long to be found beforehand."""
+        return self
+
+    def run(self, arm: str, budget: float) -> Iterator[tuple[dict, Evaluation]]:
+        """Train, and yield (labels, test evaluation). Labels: those of `keys` and `start`, and `train_loss` and
+        `train_accuracy` as in a re-training."""
+        module, about = self.start(arm, budget)
+        training = self.training(module, arm)
+        if arm == "narrower":
+            for epoch in range(self.longer.epochs):
+                training(epoch)
+        for key in self.keys(arm, budget):
+            if arm != "narrower" and key["epoch"]:
+                training(key["epoch"] - 1)
+            seen = evaluate(module, self.retraining.some_training_images)
+            yield key | about | {"train_loss": seen.loss, "train_accuracy": seen.accuracy}, evaluate(module, self.retraining.dataset)
+
+    def training(self, module: nn.Module, arm: str) -> Training:
+        """The training of `module`, which a run starts from."""
+        if arm != "narrower":
+            return self.retraining.training(module, arm)
+        return Training(module, self.retraining.dataset, self.longer, 1000 * self.retraining.seed, default_device())
+
+    def start(self, arm: str, budget: float) -> tuple[nn.Module, dict]:
+        """The network that a run trains, and its labels.
+
+        Labels: `channels`, `cuts` and `ranks`, layer by layer ("-": a kernel as it is), the `level` that they have in common, of all
+        kernels together `norm_kept`, `relative_error` and `parameters`, and `network_parameters` with all that is no kernel.
+        """
+        model, card = self.retraining.model, self.retraining.card
+        kernels = conv_kernels(model)
+        if arm == "narrower":
+            module, channels = self._narrower(budget)
+            return module, {"channels": _listed(channels), "cuts": "-", "ranks": "-",
+                            "parameters": _size(conv_kernels(module)), "network_parameters": _size(dict(module.named_parameters()))}
+        chosen, level = self.chosen(arm, budget)
+        factors = _factors(kernels, chosen)
+        about, others = norms_and_parameters(kernels, factors), _size(dict(model.named_parameters())) - _size(kernels)
+        return with_rank_kept(model, factors), {
+            "channels": _listed(card["architecture"]["channels"]), "cuts": _listed(option.cut or "-" for option in chosen.values()),
+            "ranks": _listed(option.rank or "-" for option in chosen.values()), "level": level,
+            **about, "network_parameters": about["parameters"] + others}
+
+    def chosen(self, arm: str, budget: float) -> tuple[dict[str, Option], float]:
+        """Layer → its option, and the level they have in common, of an arm that compresses. Of "fraction" at the cut, of those at which
+        the budget can be kept, whose network answers most held-out images right before it is trained."""
+        model = self.retraining.model
+        kernels = conv_kernels(model)
+        most = budget * _size(kernels)
+        if arm in MEASURED:
+            return choose(by_measurement(kernels, self.cells, MEASURED[arm]), most)
+        if arm == "norm":
+            return choose(by_norm(kernels), most)
+        found = []
+        for cut in CUTS:
+            try:
+                found.append(choose(by_fraction(kernels, cut), most))
+            except ValueError:  # a cut at which rank 1 takes more than the budget
+                continue
+        if not found:
+            raise ValueError(f"at none of the cuts does the network fit into {most:,.0f} parameters: give a larger budget")
+        answers = lambda way: evaluate(with_kernels(model, _factors(kernels, way[0])), self.retraining.dataset, split="validation")
+        return max(found, key=lambda way: answers(way).accuracy)
+
+    def _narrower(self, budget):
+        """The widest network of channels in the network's own proportions whose kernels fit into the budget, with fresh weights."""
+        own, size = self.retraining.card["architecture"]["channels"], lambda module: _size(conv_kernels(module))
+        of = lambda width: [max(1, round(count * width / WIDTHS)) for count in own]
+        most = budget * size(self.retraining.model)
+        width = bisect_right(range(1, WIDTHS), most, key=lambda width: size(self.retraining.fresh(channels=of(width))))
+        if not width:
+            raise ValueError(f"no network of parts of the channels {own} fits into {most:,.0f} parameters: give a larger budget")
+        return self.retraining.fresh(channels=of(width)), of(width)
+
+
+def _factors(kernels, chosen: dict[str, Option]) -> dict[str, KernelFactors]:
+    return {layer: factorize(kernels[layer], option.cut, option.rank) for layer, option in chosen.items() if option.cut}
+
+
+def _size(tensors: dict) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _listed(values) -> str:
+    return " ".join(map(str, values))
