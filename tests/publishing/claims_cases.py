@@ -55,6 +55,16 @@ def retraining_of(recovering, seeds=3, epochs=5, slow=(), noise_behind=0.02, tra
     return pd.DataFrame(rows)
 
 
+def compression_of(over_fraction, over_narrower, seeds=3, arms=("map", "fraction", "norm", "data-aware", "narrower")):
+    """Rows as of the experiment: points by which ranks chosen by map are ahead, by budget; a tenth more for each further seed."""
+    behind = {"fraction": over_fraction, "narrower": over_narrower, "norm": (2, 2, 2), "data-aware": (0, 0, 0), "map": (0, 0, 0)}
+    return pd.DataFrame([
+        {"seed": seed, "arm": arm, "budget": budget, "epoch": epoch, "images": 10_000,
+         "accuracy": (0.8 - (behind[arm][k] + 0.1 * seed * (arm != "map")) / 100 if epoch == 5 else 0.5)}
+        for seed in range(seeds) for arm in arms for k, budget in enumerate((0.5, 0.25, 0.125))
+        for epoch in (range(6) if arm != "narrower" else (5,))])
+
+
 def paths_of(dip, reference=0.0, seeds=3):
     """Straight paths that dip by `dip` points in the middle; that between two continued runs by `reference`."""
     rows = []

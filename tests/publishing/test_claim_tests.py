@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.publishing.claims_cases import (deficits_of, paths_of, points_in_blocks_of, points_of, ratios_of,
+from tests.publishing.claims_cases import (compression_of, deficits_of, paths_of, points_in_blocks_of, points_of, ratios_of,
                                             retraining_of)
 from tnlib.experiments.drops import as_norm_loss
 from tnlib.experiments.statistics import Interval
@@ -35,6 +35,9 @@ ASKED = {id: claim["thresholds"] for id, claim in FILE["claims"].items()}
     (0.40, 0.30, 0.50, "difference", "inconclusive"),  # there, and smaller than asked: nothing but a share is "partly"
     (0.20, 0.10, 0.25, "ratio", "not reproduced"),  # "refuted if the upper bound is at most"
     (0.60, 0.25, 0.90, "ratio", "inconclusive"),    # "lower bound above"
+    (0.25, 0.00, 0.50, "not below", "reproduced"),  # on average it is not
+    (0.24, 0.00, 0.48, "not below", "inconclusive"),
+    (0.20, 0.16, 0.24, "not below", "not reproduced"),
 ])
 def test_where_the_interval_lies_is_the_verdict(estimate, low, high, kind, verdict):
     assert decide(Interval(estimate, low, high, 3), 0.5, 0.25, kind) == verdict
@@ -287,3 +290,26 @@ def test_a_case_that_is_not_there_is_named():
                                                ("correlation", -0.001, "0.00"), ("share", 0.114, "11 %"), ("deficit", -0.0001, "0.0 %")])
 def test_numbers_are_rounded_without_a_negative_zero(kind, value, text):
     assert claims.number_text(kind, value) == text
+
+
+# ---- claim 5 -----------------------------------------------------------------------------------------------------
+
+def test_5_needs_two_budgets_of_three_and_no_narrower_network_above():
+    judged = lambda *gains, **others: tests.more_effective(compression_of(*gains, **others), ASKED["5"])
+    good = judged((0.2, 1.5, 3.0), (-4.0, 0.0, 1.0))
+    assert worst(good) == "reproduced", "the third budget does not count, neither against one fraction nor against the narrower network"
+    assert [part.values for part in good[:3]] == [pytest.approx((at, at + 0.1, at + 0.2)) for at in (0.2, 1.5, 3.0)]
+    assert [part.threshold for part in good] == [None, 1, 1, None, 0.0, 0.0] and joint_p(good) == max(part.p for part in good[1:3])
+    assert worst(judged((0.2, 0.5, 3.0), (1.0, 1.0, 1.0))) == "inconclusive", "a second budget is ahead, but by less than a point"
+    assert worst(judged((-2.0, -1.0, 3.0), (1.0, 1.0, 1.0))) == "not reproduced", "of two budgets that are needed one is behind"
+    assert worst(judged((2.0, 2.5, 3.0), (9.0, -4.0, 1.0))) == "not reproduced", "the narrower network is above at a budget that counts"
+    assert worst(judged((2.0, 2.5, 3.0), (9.0, -0.15, 1.0))) == "inconclusive", "or not surely so"
+    assert worst(judged((2.0, 2.5, 3.0), (9.0, 9.0, 9.0), seeds=1)) == "inconclusive"
+
+
+def test_a_narrower_network_that_is_not_above_needs_no_p():
+    parts = tests.more_effective(compression_of((2.0, 2.5, 3.0), (1.0, 1.0, 1.0)), ASKED["5"])
+    assert [part.kind for part in parts if part.p is None and part.threshold is not None] == ["not below"] * 2
+    refuted = tests.more_effective(compression_of((2.0, 2.5, 3.0), (1.0, -3.0, 1.0)), ASKED["5"])
+    (part,) = [part for part in refuted if part.verdict == "not reproduced"]
+    assert part.p == pytest.approx(stats.ttest_1samp((-3.0, -2.9, -2.8), 0).pvalue) and joint_p(refuted) == pytest.approx(3 * part.p)

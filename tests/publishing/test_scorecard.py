@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from tests.publishing.claims_cases import paths_of, retraining_of
+from tests.publishing.claims_cases import compression_of, paths_of, retraining_of
 from tnlib.cli import main
 from tnlib.experiments.drops import score_interval
 from tnlib.experiments import files, tables
@@ -233,14 +233,14 @@ def checked(card):
 
 
 def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_anew(nothing_drawn_anew, checked):
-    for id in ("1a", "1b", "2", "3"):
+    for id in ("1a", "1b", "2", "3", "5"):
         part = checked(id)[0]
         assert part.check.low == pytest.approx(part.interval.estimate) == part.check.high, id
 
 
 def test_the_bootstrap_stands_beside_the_interval(monkeypatch, checked):
     monkeypatch.setattr(evidence, "REPLICATES", 20)
-    found = {id: checked(id) for id in ("1a", "1b", "2", "3", "4")}
+    found = {id: checked(id) for id in ("1a", "1b", "2", "3", "4", "5")}
     checks = {id: [part.check is not None for part in parts] for id, parts in found.items()}
     for part in (part for parts in found.values() for part in parts if part.check):
         assert part.check.low <= part.check.high and part.check.n == 20
@@ -248,6 +248,7 @@ def test_the_bootstrap_stands_beside_the_interval(monkeypatch, checked):
     assert checks["1b"][0] and not any(checks["1b"][1:]), "the sign in other widths has none"
     assert checks["2"][0] and not any(checks["2"][1:]), "nor have the spectra, which no image has a part in"
     assert not any(checks["4"]), "nor losses"
+    assert checks["5"] == [True] * 6
 
 
 def test_the_command_prints_every_verdict_and_why(card, monkeypatch):
@@ -305,3 +306,19 @@ def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, mo
     tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
     short = judge(asked["3"], Pair("vanilla", "cifar10"))
     assert short.verdict == "not tested" and "after 3 epochs" in short.reason and "tnlib measure retraining" in short.reason
+
+
+def test_compressed_networks_are_judged_where_all_that_is_asked_for_is_there(card, monkeypatch):
+    rows = compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0))
+    monkeypatch.setattr(Pair, "table", lambda self, experiment: (rows, ["compression.csv"]))
+    asked = card.claims["claims"]["5"]
+    verdict = judge(asked, Pair("vanilla", "cifar10"))
+    assert verdict.verdict == "reproduced" and verdict.tables == ("compression.csv",) and len(verdict.parts) == 6
+    beside = module._beside(asked, Pair("vanilla", "cifar10"), module._Finder())
+    assert [part.values[0] for part in beside] == pytest.approx([2.0] * 3 + [0.0] * 3) and all(part.threshold is None for part in beside)
+    rows = rows[~((rows["arm"] == "narrower") & (rows["budget"] == 0.25) & (rows["seed"] == 1))]
+    short = judge(asked, Pair("vanilla", "cifar10"))
+    assert short.verdict == "not tested" and "seed 1: 1 of 9 networks are not there, narrower at 0.25" in short.reason
+    assert "`tnlib measure compression vanilla cifar10 --seed 1 --publish`" in short.reason
+    rows = compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0), arms=("map", "fraction", "narrower"))
+    assert module._beside(asked, Pair("vanilla", "cifar10"), module._Finder()) == (), "controls may not be measured yet"

@@ -13,6 +13,7 @@ Thresholds come from book/claims.yml; what that file leaves open is decided here
 - A share comes in steps of one cell. Where all networks have the same, its standard error is that of one network a step
   off, 1 / (cells of all networks), and not 0, with which two networks would refute a claim beyond all doubt.
 - Where a sign is asked for, it is that of the mean, of one network too; the other sign is *inconclusive*.
+- Where a number has only not to be below a bound, its mean decides, and an interval below the bound refutes.
 - Holm's correction makes a verdict *inconclusive* where the adjusted p exceeds α, and never better.
 """
 
@@ -60,8 +61,8 @@ class Part:
     """One statistic of a test: `.values`, one a network, of what `.name` says, from `.comparisons` cells or cases.
 
     `.kind`: "share" (a fraction of cells or cases), "ratio" (averaged as a geometric mean), "difference" (of λ*),
-    "deficit" (of entropy, as a fraction), "correlation" (Kendall's τ), "points" (of accuracy), or "sign" (a difference of which only the sign is
-    asked for, in networks beside the pair's own). Without a `.threshold` it is shown beside, and judged by nobody.
+    "deficit" (of entropy, as a fraction), "correlation" (Kendall's τ), "points" (of accuracy), "not below" (points that have only not to be
+    below the bound), or "sign" (a difference of which only the sign is asked for, in networks beside the pair's own). Without a `.threshold` it is shown beside, and judged by nobody.
     `.bound`: the bound of refutation. `.check`: the interval of a bootstrap crossed over networks and images.
     """
 
@@ -93,8 +94,10 @@ class Part:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of the t test against the bound; none for a sign, for one network, or where nothing is asked."""
-        if self.bound is None or self.kind == "sign" or len(self.values) < 2:
+        """Two-sided p of the t test against the bound; none for a sign, for what has only not to be below it and is not refuted, for one
+        network, or where nothing is asked."""
+        if self.bound is None or self.kind == "sign" or len(self.values) < 2 or (
+                self.kind == "not below" and self.verdict != NOT_REPRODUCED):
             return None
         values, bound = np.array(self.values), self.bound
         if self.kind == "ratio":
@@ -130,7 +133,7 @@ def number_text(kind: str, value: float) -> str:
     """A number of a `Part` of this kind, for people; none is −0."""
     return {"share": f"{100 * value:z.0f} %", "deficit": f"{100 * value:z.1f} %", "ratio": f"{value:.2f}",
             "correlation": f"{value:z.2f}",
-            "points": f"{value:z.1f}"}.get(kind, f"{value:z.3f}")
+            "points": f"{value:z.1f}", "not below": f"{value:z.1f}"}.get(kind, f"{value:z.3f}")
 
 
 def decide(interval: Interval, threshold: float, bound: float, kind: str = "difference") -> str:
@@ -139,6 +142,8 @@ def decide(interval: Interval, threshold: float, bound: float, kind: str = "diff
         return REPRODUCED if interval.estimate > bound else INCONCLUSIVE
     if interval.n == 1:
         return INCONCLUSIVE
+    if kind == "not below":
+        return NOT_REPRODUCED if interval.high < bound else REPRODUCED if interval.estimate >= bound else INCONCLUSIVE
     at_bound = kind == "share"  # a quarter is "partly"; a ratio of 1 is refuted
     if interval.high < bound or (interval.high == bound and not at_bound):
         return NOT_REPRODUCED
@@ -208,14 +213,14 @@ def worst(parts: tuple[Part, ...]) -> str:
 def joint_p(parts: tuple[Part, ...]) -> float | None:
     """The p of a test whose parts are all needed.
 
-    The largest one, and None where one of them, being of one network, has none (a sign needs none); where parts refute,
+    The largest one, and None where one of them, being of one network, has none (a sign, or what has only not to be below a bound, needs none); where parts refute,
     any of which would do, the smallest of theirs times the number of parts (Bonferroni).
     """
     tested = [part for part in parts if part.p is not None]
     refuting = [part.p for part in tested if part.verdict == NOT_REPRODUCED]
     if refuting:
         return min(1.0, len(tested) * min(refuting))
-    if any(part.p is None for part in parts if part.verdict is not None and part.kind != "sign"):
+    if any(part.p is None for part in parts if part.verdict is not None and part.kind not in ("sign", "not below")):
         return None
     return max((part.p for part in tested), default=None)
 

@@ -137,6 +137,19 @@ class Pair:
             raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
         return (runs, along), names
 
+    @_once
+    def compressed(self, budgets: tuple[float, ...]) -> tuple[pd.DataFrame, list[str]]:
+        """The rows of "compression", of each network those that claim 5 asks for among them."""
+        rows, names = self.table("compression")
+        wanted = {(arm, budget) for arm in ("map", "fraction", "narrower") for budget in budgets}
+        last = rows[rows["epoch"] == rows["epoch"].max()]
+        for seed, of in last.groupby("seed"):
+            if lacking := wanted - set(of[["arm", "budget"]].itertuples(index=False, name=None)):
+                arm, budget = min(lacking)
+                raise _missing("compression", self.model, self.dataset, int(seed),
+                               f"seed {seed}: {len(lacking)} of {len(wanted)} networks are not there, {arm} at {budget:g} for one")
+        return rows, names
+
     # ---- the check: networks and images drawn anew ----
 
     @_once
@@ -182,6 +195,19 @@ class Pair:
             of = counts_drawn(untruncated, correct[rows["place"]], crossed_bootstrap(1, len(untruncated), REPLICATES)[1])
             of_networks.append(harmless(of["lost"], of["gained"], of["images"], margin).mean(0))
         return _networks_drawn(np.array(of_networks)).mean(1)
+
+    def gains_drawn(self, budgets: tuple[float, ...], other: str) -> list[np.ndarray]:
+        """Claim 5's advantage of ranks chosen by map over the arm `other` at each budget, mean over networks, in every replicate."""
+        rows, _ = self.compressed(budgets)
+        of_budgets = {budget: [] for budget in budgets}
+        for seed, of in rows[rows["epoch"] == rows["epoch"].max()].groupby("seed"):
+            untruncated, correct = _test_bits(_path("compression", self.model, self.dataset, seed))
+            _, times = crossed_bootstrap(1, len(untruncated), REPLICATES)
+            places = of.set_index(["arm", "budget"])["place"]
+            for budget in budgets:
+                ahead = correct[places["map", budget]].astype(float) - correct[places[other, budget]]
+                of_budgets[budget].append(100 * times @ ahead / len(untruncated))
+        return [_networks_drawn(np.array(drawn)).mean(1) for drawn in of_budgets.values()]
 
 
 def _made(make, *reads):

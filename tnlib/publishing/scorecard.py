@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.statistics import Interval, percentile_interval
-from .claim_tests import (DEEP, SHALLOW, arm_at, correlation_compression, deeper_in_blocks, deeper_layers, deficit_in,
-                          harmless_truncations, minima, reached, recovered, same_minimum, share_of_curves, specificity)
+from .claim_tests import (DEEP, SHALLOW, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
+                          deficit_in, harmless_truncations, minima, more_effective, reached, recovered, same_minimum,
+                          share_of_curves, specificity)
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, READINGS, REPRODUCED, Part, Verdict, corrected,
                      least_accuracy, number_text, overall, read_claims, reason_of, worst)
 from .evidence import Incomplete, Pair
@@ -30,6 +31,7 @@ AROUND = {
     "3": {"epochs": (1, 3, 5), "margin_points": (0.5, 1, 2), "share_of_cases": (0.25, 0.5, 0.75)},
     "4": {"training_loss_ratio": (1.05, 1.10, 1.20), "test_loss_difference": (0.01, 0.03, 0.10),
           "barrier_points": (1, 2, 5), "share_of_cases": (0.25, 0.5, 0.75)},
+    "5": {"points": (0.5, 1, 2), "at_least_budgets": (1, 2, 3)},
 }
 
 
@@ -77,8 +79,10 @@ def _parts(claim: dict, pair: Pair, thresholds: dict, reading: str, find: _Finde
         case "4":
             found = find(pair.retrained, _last_epoch(pair), True)
             return () if found is None else same_minimum(*found, thresholds)
-    find.missing.append("no experiment measures this yet")
-    return ()
+        case "5":
+            rows = find(pair.compressed, tuple(thresholds["of_budgets"]))
+            return () if rows is None else more_effective(rows, thresholds)
+    raise ValueError(f"claim {claim['id']!r} has no test")
 
 
 def _last_epoch(pair):
@@ -126,6 +130,12 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
                        Part("test loss minus the continued one's", _by_seed(found["difference"]), "difference", **cases),
                        Part("barrier, points", _by_seed(found["barrier"]), "points", **cases),
                        Part("barrier between two continued networks, points", _by_seed(found["reference"]), "points")]
+        case "5":
+            rows = find(pair.compressed, tuple(asked["of_budgets"]))
+            for other, words in (("norm", "one norm kept for all"), ("data-aware", "a choice by the data-aware error")):
+                if other in set(rows["arm"]):
+                    beside += [Part(f"ranks by map − {words}, at {budget:g} of the parameters", tuple(gains), "points", comparisons=len(gains))
+                               for budget, gains in compression_gains(rows, other).groupby(level="budget", sort=False)]
     return tuple(part for part in beside if part.values)  # a run that stands beside may not be measured yet
 
 
@@ -293,6 +303,9 @@ def _bootstrapped(verdict, pair, claims):
             drawn = [pair.ratios_drawn()]
         case "3", ["share"]:
             drawn = [pair.recoveries_drawn(asked["epochs"], asked["margin_points"])]
+        case "5", ["points", *_]:
+            budgets = tuple(asked["of_budgets"])
+            drawn = [*pair.gains_drawn(budgets, "fraction"), *pair.gains_drawn(budgets, "narrower")]
         case _:
             return verdict
     checked = [dataclasses.replace(part, check=percentile_interval(part.interval.estimate, values))
