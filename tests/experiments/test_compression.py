@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from tnlib import CUTS, Cut, conv_kernels, evaluate, relative_error, truncate
+from tnlib import CUTS, Cut, conv_kernels, evaluate, factorize, relative_error, truncate
 from tnlib.experiments import compression, tables, verification
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
 from tnlib.experiments.compression import Compression, Option, by_fraction, by_measurement, by_norm, choose
@@ -140,7 +141,14 @@ def test_the_one_cut_is_the_best_of_those_that_fit_on_held_out_images(plan, smal
 
 # ---- the networks ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction"])
+def test_ranks_by_map_at_one_cut_are_at_the_cut_of_the_one_fraction(plan):
+    (cut,) = {option.cut for option in plan.chosen("fraction", 0.25)[0].values()} - {None}
+    chosen, level = plan.chosen("map-one-cut", 0.25)
+    assert {option.cut for option in chosen.values()} - {None} == {cut}
+    assert level >= plan.chosen("map", 0.25)[1], "fewer options, no lower level"
+
+
+@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction", "map-one-cut"])
 @pytest.mark.parametrize("budget", [0.5, 0.25])
 def test_a_compressed_network_has_as_many_parameters_as_its_labels_say_and_the_budget_allows(plan, model, arm, budget):
     module, labels = plan.start(arm, budget)
@@ -199,6 +207,18 @@ def test_a_narrower_network_is_trained_for_as_many_epochs_in_all(plan, monkeypat
     assert recipe == Recipe(epochs=Recipe().epochs + 2) and epochs == list(range(26)) and labels["epoch"] == 2
 
 
+def test_multiplications_are_those_that_torch_counts(model):
+    """Of the dense network, where a multiplication and an addition are two; with a 1×1 and a 3×1 factor by hand."""
+    image, kernels = torch.zeros(1, 3, 16, 16), conv_kernels(model)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    convolutions = sum(count for name, count in counter.get_flop_counts()["Global"].items() if "conv" in str(name))
+    assert compression.multiplications(model, kernels, 16) == convolutions / 2
+    factors = kernels | {"conv2": factorize(kernels["conv2"], "OUT", 2)}
+    saved = 8 * 8 * (9 * 4 * 5 - (9 * 4 * 2 + 2 * 5))
+    assert compression.multiplications(model, kernels, 16) - compression.multiplications(model, factors, 16) == saved
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, monkeypatch):
@@ -210,7 +230,8 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     table, card = read_table(path), read_card(path)
     assert set(table.columns) <= set(COLUMNS)
     assert list(zip(table["arm"], table["budget"], table["epoch"])) == [
-        *((arm, 0.25, epoch) for arm in ("map", "fraction", "norm", "data-aware") for epoch in (0, 1)), ("narrower", 0.25, 1)]
+        *((arm, 0.25, epoch) for arm in ("map", "fraction", "norm", "data-aware") for epoch in (0, 1)), ("narrower", 0.25, 1),
+        *(("map-one-cut", 0.25, epoch) for epoch in (0, 1))]
     assert card["parameters"]["truncation"] == read_card(held_out)["sha256"], "by which table ranks were chosen"
     assert card["parameters"]["recipe"]["epochs"] == 1 and card["parameters"]["narrower_recipe"]["epochs"] == Recipe().epochs + 1
     assert "training_precision" in card
@@ -220,7 +241,7 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: small)
     checks = verification.verify(100, experiment="compression")
     assert sorted(check.key for check in checks) == sorted(
-        f"test arm={arm} budget=0.25 epoch=0" for arm in ("map", "fraction", "norm", "data-aware"))
+        f"test arm={arm} budget=0.25 epoch=0" for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut"))
     assert all(check.different == 0 and check.deviation < 1e-6 for check in checks)
 
 

@@ -25,7 +25,9 @@ def test_every_published_table_is_described_and_fits():
     report = frictionless.validate(PUBLISHED / "datapackage.json")  # columns, types, sizes and hashes
     assert report.valid, report.flatten(["name", "type", "message"])
     for name in resources:
-        assert not read_table(PUBLISHED / name).isna().any().any()
+        table = read_table(PUBLISHED / name)
+        truncated = table[table["arm"] != "narrower"] if "arm" in table else table  # what is narrower has no norm of the kernels
+        assert not truncated.isna().any().any() and set(table.columns[table.isna().any()]) <= {"level", "norm_kept", "relative_error"}
         assert says_whether_training_images_were_looked_at(PUBLISHED / name)
 
 
@@ -58,7 +60,8 @@ def test_a_column_that_is_not_described_is_named_and_nothing_is_written(small, t
 
 
 @pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ("batch-norm", "retraining-statistics")])  # for which see test_batch_norm.py
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in (
+    "batch-norm", "retraining-statistics", "compression")])  # for which see test_batch_norm.py and test_compression.py
 def test_every_experiment_has_described_columns(small, tmp_path, monkeypatch, experiment):
     monkeypatch.setattr(catalogue, "listed_cases", lambda model, cases=CASES: cases[:1])  # more re-trainings have no other columns
     if experiment == "paths":

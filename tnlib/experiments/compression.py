@@ -7,7 +7,8 @@ kernels together fit into the budget. The measures:
 - "map": the accuracy drop on held-out images with this kernel alone truncated so far (the one-point maps);
 - "norm": the relative error ε, so that every kernel keeps one share of its norm;
 - "data-aware": the relative error of what the layer gives, see `data_aware`;
-- "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement.
+- "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement;
+- "map-one-cut": as "map", but at the one cut of "fraction": what of an advantage is the ranks', and what the cuts'.
 
 Beside them "narrower" is a dense network with fewer channels, trained from scratch for as many epochs in all.
 """
@@ -16,6 +17,7 @@ import dataclasses
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,8 @@ from torch import nn
 
 from ..tensors.cuts import CUTS, distinct_cuts, factorize, singular_values
 from ..tensors.factors import KernelFactors
-from .evaluation import Evaluation, default_device, evaluate
+from ..tensors.network import multiply_adds
+from .evaluation import Evaluation, default_device, evaluate, watch
 from .networks import Recipe, conv_kernels
 from .replacements import with_kernels
 from .retraining import FRESH, Retraining, with_rank_kept
@@ -31,8 +34,8 @@ from .strengths import norms_and_parameters
 from .training import Training
 
 BUDGETS = (0.5, 0.25, 0.125)  # of the convolutions' parameters
-MEASURED = {"map": "accuracy_drop", "data-aware": "data_aware_error"}  # arm → the column of "truncation" that it goes by
-ARMS = ("map", "fraction", "norm", "data-aware", "narrower")  # first what the claims ask for: a run takes minutes
+MEASURED = {"map": "accuracy_drop", "map-one-cut": "accuracy_drop", "data-aware": "data_aware_error"}  # arm → the column of "truncation" that it goes by
+ARMS = ("map", "fraction", "norm", "data-aware", "narrower", "map-one-cut")
 WIDTHS = 256  # a narrower network's channels are so manieth parts of the network's own
 
 
@@ -108,6 +111,23 @@ def by_fraction(kernels: dict, cut) -> dict[str, list[Option]]:
             yield from ((cut.name, rank, 1 - rank / most) for rank in range(1, most))
 
     return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
+
+
+# ---- what it costs besides ----------------------------------------------------------------------------------------
+
+def multiplications(model: nn.Module, kernels: dict, image_size: int) -> int:
+    """Multiplications that the convolutions named in `kernels` take for one image (3, S, S), S = `image_size`, those with
+    padding's zeros counted: dense where `kernels` has a kernel, and factor by factor where it has factors."""
+    total = 0
+
+    def add(layer, image, _):
+        nonlocal total
+        module, kernel = model.get_submodule(layer), kernels[layer]
+        count = kernel.multiply_adds if isinstance(kernel, KernelFactors) else partial(multiply_adds, kernel)
+        total += count(tuple(image.shape[2:]), module.stride, module.padding, module.dilation)
+
+    watch(model, kernels, add, np.zeros((1, image_size, image_size, 3), dtype=np.uint8))
+    return total
 
 
 # ---- the runs ------------------------------------------------------------------------------------------------------
@@ -209,7 +229,11 @@ class Compression:
         kernels = conv_kernels(model)
         most = budget * _size(kernels)
         if arm in MEASURED:
-            return choose(by_measurement(kernels, self.cells, MEASURED[arm]), most)
+            cells = self.cells
+            if arm == "map-one-cut":
+                uniform, _ = self.chosen("fraction", budget)
+                cells = cells[cells["cut"].isin([option.cut for option in uniform.values()])]
+            return choose(by_measurement(kernels, cells, MEASURED[arm]), most)
         if arm == "norm":
             return choose(by_norm(kernels), most)
         found = []

@@ -29,7 +29,8 @@ CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accur
 
 def _networks(model: str, dataset: str) -> pd.DataFrame:
     cards = [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
-    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} | {"stem": card["architecture"].get("stem")} for card in cards])
+    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} | {name: card["architecture"].get(name) for name in ("stem", "image_size")}
+                         for card in cards])
 
 
 def _training(model: str, dataset: str) -> pd.DataFrame:
@@ -86,15 +87,15 @@ def _recipe(model: str, dataset: str) -> pd.DataFrame:
 def _read_recipe(path) -> pd.DataFrame:
     card = read_card(path)
     given = card["parameters"]
-    return pd.DataFrame([{"seed": card["seed"], **given["recipe"], "bisection_steps": given["bisection_steps"],
+    return pd.DataFrame([{"seed": card["seed"], **given["recipe"], "bisection_steps": given.get("bisection_steps"),
                           "evaluated_train_images": given["evaluated_train_images"]["number"]}])
 
 
 EXPERIMENTS = {
     **{name: partial(_measured, name) for name in MEASUREMENTS},
     "retraining-spectra": partial(_measured, "retraining", read=read_spectra),
-    **{f"{name}-answers": partial(_measured, name, read=read_answers) for name in ("retraining", "retraining-cuts", "retraining-layers")},
-    "retraining-recipe": partial(_measured, "retraining", read=_read_recipe),
+    **{f"{name}-answers": partial(_measured, name, read=read_answers) for name in ("retraining", "retraining-cuts", "retraining-layers", "compression")},
+    **{f"{name}-recipe": partial(_measured, name, read=_read_recipe) for name in ("retraining", "compression")},
     "recipe": _recipe,
     "networks": _networks,
     "training": _training,
@@ -114,8 +115,9 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
     `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
-    "retraining-answers": its table with the bits of every row, `answers` (so too "retraining-cuts-answers" and
-    "retraining-layers-answers"); "retraining-recipe": how its networks were trained on, by its card; "recipe": how they
+    "retraining-answers": its table with the bits of every row, `answers` (so too "retraining-cuts-answers",
+    "retraining-layers-answers" and "compression-answers"); "retraining-recipe": how its networks were trained on, by its card (so too
+    "compression-recipe"); "recipe": how they
     were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of its
     kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between each
     kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see

@@ -1,0 +1,78 @@
+"""The chapter on compression: what it draws and says, again from the tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tnlib
+from tnlib.experiments.files import PUBLISHED
+from tnlib.experiments.tables import find_table, read_answers, read_table
+from tnlib.publishing.building import glued_values
+
+COMPRESSING = ("map", "fraction", "norm", "data-aware")
+
+
+@pytest.fixture(scope="module")
+def table(shapes_jobs):
+    shapes_jobs["compression"]
+    return read_answers(find_table("compression", "vanilla", "shapes", 0))
+
+
+@pytest.fixture(scope="module")
+def figures(shapes_jobs):
+    return shapes_jobs["compression"].folder / "figures"
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))
+
+
+def test_what_is_drawn_and_said_is_what_the_table_has(table, figures, shapes_jobs):
+    drawn = pd.read_csv(figures / "compression-accuracy.csv").set_index(["arm", "budget", "epoch"])["accuracy"]
+    assert len(drawn) == len(table) == 2 * 4 + 1
+    for row in table.itertuples():
+        assert drawn[row.arm, row.budget, row.epoch] == pytest.approx(row.accuracy)
+    last = table[table["epoch"] == 1].set_index("arm")
+    gains = pd.read_csv(figures / "compression-table.csv").set_index("against")
+    values = glued_values(shapes_jobs["compression"].executed)
+    for other in gains.index:
+        ahead = 100 * (last["accuracy"]["map"] - last["accuracy"][other])
+        assert gains["after"][other] == pytest.approx(ahead)
+        text = f"{ahead:+.1f}".replace("-", "−")
+        assert values[f"gain-{other}"].strip("'") == ("0.0" if text in ("+0.0", "−0.0") else text)
+        alone = (last["answers"]["map"] & ~last["answers"][other]).sum(), (last["answers"][other] & ~last["answers"]["map"]).sum()
+        assert gains["surely"][other] == np.sign(alone[0] - alone[1]) * (abs(alone[0] - alone[1]) > 2.2 * np.sqrt(sum(alone)))
+
+
+def test_the_choices_are_those_of_the_table_and_lie_on_the_held_out_maps(table, figures, kernels):
+    picks = pd.read_csv(figures / "compression-ranks.csv").set_index(["arm", "layer"])
+    maps = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'validation'").set_index(["layer", "cut", "rank"])
+    begun = table[(table["epoch"] == 0)].set_index("arm")
+    whole = sum(kernel.numel() for kernel in kernels.values())
+    for arm in COMPRESSING:
+        kept = 0
+        for layer, cut, rank in zip(kernels, begun["cuts"][arm].split(), begun["ranks"][arm].split()):
+            pick = picks.loc[arm, layer]
+            assert pick["cut"] == cut and (cut == "-") == (pick["share"] == 1)
+            kept += pick["share"] * kernels[layer].numel()
+            if cut != "-":
+                assert pick["rank"] == int(rank)
+                if (layer, cut, int(rank)) in maps.index:
+                    assert pick["drop"] == pytest.approx(maps.loc[layer, cut, int(rank)]["accuracy_drop"])
+        assert kept == pytest.approx(begun["parameters"][arm]) and kept <= 0.25 * whole
+    assert (picks.loc["map"]["drop"] <= begun["level"]["map"] + 1e-9).all()
+
+
+def test_multiplications_are_counted_factor_by_factor(table, figures, kernels):
+    """By hand, of the network with one fraction: at IN an image goes through r channels, from IN to r and from r to OUT."""
+    costs = pd.read_csv(figures / "compression-costs.csv").set_index("arm")
+    sides = dict(zip(kernels, (32, 16, 8, 4)))
+    dense = sum(kernel.numel() * sides[layer] ** 2 for layer, kernel in kernels.items())
+    row = table[(table["arm"] == "fraction")].iloc[0]
+    assert set(row["cuts"].split()) == {"IN"}
+    found = sum(int(rank) * (kernel.shape[1] + 9 * kernel.shape[0]) * sides[layer] ** 2 for (layer, kernel), rank in zip(kernels.items(), row["ranks"].split()))
+    assert costs["multiplications"]["fraction"] == pytest.approx(found / dense)
+    narrow = [3, *map(int, table[table["arm"] == "narrower"]["channels"].iloc[0].split())]
+    found = sum(9 * a * b * side ** 2 for a, b, side in zip(narrow, narrow[1:], sides.values()))
+    assert costs["multiplications"]["narrower"] == pytest.approx(found / dense)
