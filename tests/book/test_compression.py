@@ -9,7 +9,7 @@ from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.tables import find_table, read_answers, read_table
 from tnlib.publishing.building import glued_values
 
-COMPRESSING = ("map", "fraction", "norm", "data-aware")
+COMPRESSING = ("map", "fraction", "norm", "data-aware", "map-one-cut")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def kernels():
 
 def test_what_is_drawn_and_said_is_what_the_table_has(table, figures, shapes_jobs):
     drawn = pd.read_csv(figures / "compression-accuracy.csv").set_index(["arm", "budget", "epoch"])["accuracy"]
-    assert len(drawn) == len(table) == 2 * 4 + 1
+    assert len(drawn) == len(table) == 2 * 5 + 1
     for row in table.itertuples():
         assert drawn[row.arm, row.budget, row.epoch] == pytest.approx(row.accuracy)
     last = table[table["epoch"] == 1].set_index("arm")
