@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tnlib import CUTS, Cut, conv_kernels, evaluate, factorize, relative_error, truncate
 from tnlib.experiments import compression, tables, verification
+from tnlib.experiments.budgets import Option, by_fraction, by_measurement, by_norm, choose
 from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
-from tnlib.experiments.compression import Compression, Option, by_fraction, by_measurement, by_norm, choose
+from tnlib.experiments.compression import Compression
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.networks import Recipe

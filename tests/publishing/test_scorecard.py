@@ -320,5 +320,7 @@ def test_compressed_networks_are_judged_where_all_that_is_asked_for_is_there(car
     short = judge(asked, Pair("vanilla", "cifar10"))
     assert short.verdict == "not tested" and "seed 1: 1 of 9 networks are not there, narrower at 0.25" in short.reason
     assert "`tnlib measure compression vanilla cifar10 --seed 1 --publish`" in short.reason
+    deep = judge(asked, Pair("resnet50", "cifar10"))
+    assert deep.verdict == "not tested" and "not evaluated on held-out images" in deep.reason and "tnlib measure" not in deep.reason
     rows = compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0), arms=("map", "fraction", "narrower"))
     assert module._beside(asked, Pair("vanilla", "cifar10"), module._Finder()) == (), "controls may not be measured yet"

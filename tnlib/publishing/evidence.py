@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import experiment_called, listed_cases, rank_fractions
+from ..experiments.catalogue import experiment_called, is_deep, listed_cases, rank_fractions
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
@@ -140,6 +140,9 @@ class Pair:
     @_once
     def compressed(self, budgets: tuple[float, ...]) -> tuple[pd.DataFrame, list[str]]:
         """The rows of "compression", of each network those that claim 5 asks for among them."""
+        if self.accuracies and is_deep(_network(self.model, self.dataset)):
+            raise FileNotFoundError(f"compression of {self.model} on {self.dataset}: no experiment measures it, as the truncations of a deep "
+                                    "network, by which ranks are chosen, are not evaluated on held-out images")
         rows, names = self.table("compression")
         wanted = {(arm, budget) for arm in ("map", "fraction", "narrower") for budget in budgets}
         last = rows[rows["epoch"] == rows["epoch"].max()]
