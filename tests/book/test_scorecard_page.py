@@ -37,7 +37,7 @@ def test_page_and_first_page_show_the_verdicts_that_the_results_give(site, card)
     assert rows_of(first, "scorecard") == wanted(card.summary())
 
 
-@pytest.mark.parametrize("claim", ["1a", "1b", "2", "3", "4"])
+@pytest.mark.parametrize("claim", ["1a", "1b", "2", "3", "4", "5"])
 def test_the_numbers_of_a_claim_are_those_of_the_results(site, card, claim):
     page = (site / "book/08_scorecard.html").read_text(encoding="utf-8")
     assert rows_of(page, f'id="scorecard-{claim}"') == wanted(card.shown(claim))
