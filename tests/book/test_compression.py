@@ -76,3 +76,29 @@ def test_multiplications_are_counted_factor_by_factor(table, figures, kernels):
     narrow = [3, *map(int, table[table["arm"] == "narrower"]["channels"].iloc[0].split())]
     found = sum(9 * a * b * side ** 2 for a, b, side in zip(narrow, narrow[1:], sides.values()))
     assert costs["multiplications"]["narrower"] == pytest.approx(found / dense)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Accuracy in per cent by (epoch, budget, seed), a column an arm, of the published networks on CIFAR-10."""
+    runs = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
+    assert runs["seed"].nunique() > 2 and runs.groupby("seed")["arm"].nunique().eq(6).all()
+    return 100 * runs.pivot(index=["epoch", "budget", "seed"], columns="arm", values="accuracy")
+
+
+def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables(published):
+    """Ahead of one fraction everywhere; not of the data-aware error; above a narrower network but at the least budget, where they are level; training levels."""
+    mean = published.groupby(level=["epoch", "budget"]).mean()
+    last, first = mean.loc[5], mean.loc[0]
+    ahead = last["map"] - last["fraction"]
+    assert ahead.between(1, 4.5).all() and (published.loc[5]["map"] > published.loc[5]["fraction"]).all()
+    assert ahead[0.5] < ahead[0.25] and ahead[0.5] < ahead[0.125]
+    over = last["map"] - last["narrower"]
+    assert over[[0.5, 0.25]].between(1, 2).all() and abs(over[0.125]) < 0.5
+    signs = np.sign(published.loc[5, 0.125]["map"] - published.loc[5, 0.125]["narrower"])
+    assert set(signs) == {-1, 1}, "and which is ahead differs from network to network"
+    assert (last["data-aware"] > last["map"] - 0.4).all() and last["data-aware"][0.125] > last["map"][0.125] + 1
+    apart = lambda of: of[list(COMPRESSING)].max(axis="columns") - of[list(COMPRESSING)].min(axis="columns")
+    assert (apart(last) < 0.4 * apart(first)).all()
+    begun = read_table(PUBLISHED / "results" / "compression-vanilla-cifar10-s0.csv").query("arm == 'map' and epoch == 0").set_index("budget")["level"]
+    assert begun[0.5] < 1 < begun[0.25] and begun[0.125] > 5, "a budget asks for a level of its own"
