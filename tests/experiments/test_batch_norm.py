@@ -316,7 +316,7 @@ def test_starts_are_those_of_the_runs_with_other_statistics_and_nothing_trained(
 
 def test_starts_are_measured_at_the_errors_of_the_re_training_and_without_a_gpu_on_fewer_images(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "results"))
-    with pytest.raises(FileNotFoundError, match="no table of the re-training of resnet50 on .*: tnlib measure retraining resnet50"):
+    with pytest.raises(FileNotFoundError, match="no table of the retraining of resnet50 on .*: tnlib measure retraining resnet50"):
         measurements.measure("retraining-statistics", "resnet50", deep, progress=False)
     monkeypatch.setattr(catalogue, "listed_cases", lambda model: (Case("OUT", 0.5), Case("IN", 0.5)))
     begun = pd.DataFrame([{"cut": cut, "strength": strength, "epoch": epoch, "level": level} for cut, strength, level in (

@@ -238,7 +238,7 @@ def test_for_trying_fewer_images_are_evaluated():
     subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
     entry = catalogue.EXPERIMENTS["truncation"].on(subject)
     assert np.array_equal(entry.chosen_images(shapes, "test"), shapes.subset(500))
-    assert entry.splits == ("test",) and catalogue.EXPERIMENTS["memory"].on(subject).splits == ("train",)
+    assert entry.splits == ("test", "validation") and catalogue.EXPERIMENTS["memory"].on(subject).splits == ("train",)
     assert catalogue.EXPERIMENTS["controls"].on(subject).images == 500
     assert catalogue.EXPERIMENTS["retraining"].on(subject).images == 500
 

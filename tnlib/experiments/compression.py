@@ -28,7 +28,7 @@ from .budgets import Option, by_fraction, by_measurement, by_norm, choose
 from .evaluation import Evaluation, default_device, evaluate, watch
 from .networks import Recipe, conv_kernels
 from .replacements import with_kernels
-from .retraining import FRESH, Retraining, with_rank_kept
+from .retraining import Retraining, with_rank_kept
 from .strengths import norms_and_parameters
 from .training import Training
 
