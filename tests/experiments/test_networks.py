@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tnlib import conv_kernels
-from tnlib.experiments.networks import Normalize, Recipe, Vanilla, network
+from tnlib.experiments.networks import NETWORKS, Normalize, Recipe, Vanilla, network
 from tnlib.experiments.torchvision_compat import import_torchvision
 
 
@@ -25,6 +25,17 @@ def used_kernels(model, image):
     with torch.no_grad():
         model(image)
     return order
+
+
+# ---- by their names ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["vanilla", "resnet50"])
+@pytest.mark.parametrize("dataset, device", [("cifar10", "cuda"), ("cifar100", "cpu"), ("shapes", "cpu")])
+def test_without_decay_all_else_is_alike(name, dataset, device):
+    (arguments, recipe), (others, without) = (network(called).trained_with(dataset, device) for called in (name, f"{name}-no-decay"))
+    assert arguments == others and recipe.weight_decay > 0 == without.weight_decay
+    assert dataclasses.asdict(recipe) | {"weight_decay": 0.0} == dataclasses.asdict(without)
+    assert NETWORKS[f"{name}-no-decay"].half is NETWORKS[name].half
 
 
 # ---- the vanilla network -----------------------------------------------------------------------------------------

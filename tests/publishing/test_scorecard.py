@@ -1,5 +1,6 @@
 """The scorecard of what is published: read whole or refused, evaluated as by hand, printed as it is."""
 
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from tnlib.cli import main
 from tnlib.experiments.drops import score_interval
 from tnlib.experiments import files, tables
 from tnlib.experiments.files import PUBLISHED
+from tnlib.experiments.networks import network
 from tnlib.experiments.tables import read_table
 from tnlib.publishing import claims, evidence
 from tnlib.publishing import scorecard as module
@@ -59,6 +61,14 @@ def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
         assert value("2", dataset, "(i)") < 1.25 and value("2", dataset, "(ii)") > 0.10
         assert value("2", dataset, "(iii)") < 0.7 * value("2", dataset, "(ii)"), "much of the deficit goes without weight decay"
         assert value("1a", dataset, "shrink") > 0.5 > value("1a", dataset, "cells with λ*")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_what_a_deep_network_lacks_for_claim_2_is_a_command_that_is_understood(card, dataset):
+    (verdict,) = (verdict for verdict in card.verdicts if (verdict.claim, verdict.model, verdict.dataset) == ("2", "resnet50", dataset))
+    (command,) = (line for line in re.findall("`([^`]+)`", " ".join(verdict.missing)) if line.startswith("tnlib train"))
+    name, where, *_ = command.removeprefix("tnlib train ").split()
+    assert network(name).recipe.weight_decay == 0 and where == dataset
 
 
 def test_what_the_front_page_says_of_two_claims_in_words_holds_for_the_published_numbers(card):

@@ -11,7 +11,7 @@ from ..experiments.catalogue import experiment_called, is_deep, listed_cases, ra
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
-from ..experiments.networks import NETWORKS, conv_kernels
+from ..experiments.networks import conv_kernels
 from ..experiments.replacements import chosen_ranks
 from ..experiments.statistics import crossed_bootstrap
 from ..experiments.tables import read_bits, read_table
@@ -114,8 +114,6 @@ class Pair:
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`summary` of the spectra of the published weights' 3×3 kernels, in the gauges that claim 2 asks for."""
         model = model or self.model
-        if model not in NETWORKS:
-            raise FileNotFoundError(f"no weights of {model} on {self.dataset}: there is no network of this name")
         if not (seeds := _accuracies(model, self.dataset)):
             raise _no_weights(model, self.dataset)
         spectra = network_spectra(model, self.dataset, shuffled=False, layers=_shapes(model, self.dataset, True), trained=False)
