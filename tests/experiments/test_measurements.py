@@ -12,12 +12,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights
+from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights, workers
+from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.evaluation import evaluate
 from tnlib.experiments.measurements import measure, processes
@@ -114,6 +116,29 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
     assert "seconds" not in first and second["seconds"] > 0 and first["versions"]["torch"] == version("torch")
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+
+
+def test_a_measurement_that_is_stopped_within_a_group_of_cells_ends_alike(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(workers, "UNIT_IMAGES", 32)  # of the 60 images
+    whole = measure("noise", "vanilla", small, folder=tmp_path / "whole", progress=False)
+    (kept := tmp_path / "results" / "noise-vanilla-small-s0.sqlite").unlink()
+    added, add_unit = [], store.Store.add_unit
+
+    def stopping(self, *unit):
+        add_unit(self, *unit)
+        added.append(unit)
+        if len(added) == 5:  # the first of the two units of a group
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.Store, "add_unit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        measure("noise", "vanilla", small, folder=tmp_path / "again", progress=False)
+    with closing(sqlite3.connect(kept)) as database:
+        assert database.execute("SELECT first, last FROM units").fetchall() == [(0, 32)]
+    again = measure("noise", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+    assert len({(json.dumps(cells), images.start) for cells, images, *_ in added}) == len(added), "no unit twice"
 
 
 def test_of_two_that_measure_the_same_one_does_and_the_other_waits(small, monkeypatch, capfd):

@@ -33,6 +33,19 @@ def test_what_is_there_stays(tmp_path):
     assert [(labels, loss) for _, labels, _, loss in store.cells()] == [({"first": True}, 1.0)]
 
 
+def test_what_is_found_on_part_of_the_images_is_had_again_for_the_same_cells_and_images_until_they_are_there(tmp_path):
+    store, cells = Store(tmp_path / "a.sqlite", {}), [{"key": "a"}, {"key": "b"}, {"key": "c"}]
+    correct, loss = np.random.default_rng(0).random((3, 13)) < 0.5, np.array([0.1, np.nan, 1e-9])
+    store.add_unit(cells, slice(32, 45), correct, loss)
+    again = Store(tmp_path / "a.sqlite", {})
+    found = again.unit(cells, slice(32, 45))
+    assert np.array_equal(found[0], correct) and np.array_equal(found[1], loss, equal_nan=True)
+    others = [(cells[:2], slice(32, 45)), (cells[1:], slice(32, 45)), (cells, slice(0, 13)), (cells, slice(32, 44))]
+    assert [again.unit(*other) for other in others] == [None] * 4 and not again.places()
+    again.add(("a", 0, {}, BITS, 0.0))
+    assert again.unit(cells, slice(32, 45)) is None
+
+
 def test_a_loss_that_is_no_number_is_kept(tmp_path):
     store = Store(tmp_path / "a.sqlite", {})
     store.add(("k", 0, {}, BITS, float("nan")))

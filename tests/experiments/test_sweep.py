@@ -1,5 +1,6 @@
 """The sweep against the plain way, image by image; that nothing is computed twice; and what it refuses."""
 
+import contextlib
 import copy
 import threading
 import warnings
@@ -19,6 +20,7 @@ from tnlib.experiments import workers as workers_module
 from tnlib.experiments.convolution import Convolution
 from tnlib.experiments.graph import Network, alike, traced
 from tnlib.experiments.evaluation import to_unit_floats
+from tnlib.experiments.store import Store
 from tnlib.experiments.truncations import cut_truncations
 
 TIES = 2 / 10_000  # images that may be answered otherwise, for two logits are equal to rounding
@@ -277,6 +279,40 @@ def test_once_for_every_group_where_the_kept_values_do_not_fit(calls, monkeypatc
     monkeypatch.undo()
     for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells)):
         assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+
+
+@pytest.mark.parametrize("executor", [None, ThreadPoolExecutor], ids=["here", "executor"])
+def test_what_a_sweep_that_was_cut_off_has_found_on_part_of_the_images_is_not_evaluated_again(calls, executor, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(workers_module, "UNIT_IMAGES", 64)
+    model, dataset, cells = vanilla_cells(3)
+    cells = [({"key": f"cell {labels['k']}"}, kernels) for labels, kernels in cells]
+    whole, through = run(model, dataset, cells), images_through(calls)
+    store, add_unit = Store(tmp_path / "kept.sqlite", {}), Store.add_unit
+
+    def cut_off(self, group, images, *found):
+        if images.start == 128:
+            raise KeyboardInterrupt
+        add_unit(self, group, images, *found)
+
+    def sweep_again(cells):
+        calls.clear()
+        with contextlib.ExitStack() as stack:
+            return run(model, dataset, cells, stack.enter_context(executor(1)) if executor else None, units=store)
+
+    with monkeypatch.context() as meanwhile, pytest.raises(KeyboardInterrupt):
+        meanwhile.setattr(Store, "add_unit", cut_off)
+        sweep_again(cells)
+    for (labels, found), (same, expected) in zip(sweep_again(cells), whole, strict=True):
+        assert labels == same and np.array_equal(found.correct, expected.correct) and found.loss == pytest.approx(expected.loss, rel=1e-9)
+    probes = images_through(calls)[0] - 72  # 200 images: two units of 64 are there, the third and the rest are not
+    assert images_through(calls) == [probes + 72, probes + 72, probes + 216, probes + 216] and probes < 10
+    assert through == [202, 202, 602, 602]
+    sweep_again(cells[:2])  # what was found is of three cells
+    assert images_through(calls)[0] == probes + 200
+    store.add(("cell 0", 0, {}, whole[0][1].correct, whole[0][1].loss))
+    sweep_again(cells)
+    assert images_through(calls)[0] == probes + 200, "units go with the cells that they are of"
 
 
 def test_groups_are_bounded_by_their_kernels_bytes(monkeypatch):

@@ -13,7 +13,6 @@ import torch
 
 from tests.experiments.sweep_cases import cells_of, model_and_data, noisy, run, vanilla_cells
 from tnlib import conv_kernels, sweep
-from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments import workers as workers_module
 from tnlib.experiments.truncations import cut_truncations
 
@@ -31,7 +30,7 @@ def dask():
 @pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(2), lambda: ProcessPoolExecutor(2), dask],
                          ids=["threads", "processes", "dask"])
 def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
-    monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
+    monkeypatch.setattr(workers_module, "UNIT_IMAGES", 70)
     model, dataset = model_and_data("vanilla")
     cells = cells_of(model)
     executor, handed = make(), []
@@ -48,7 +47,7 @@ def test_an_executor_gives_the_same_rows_in_the_same_order(make, monkeypatch):
 
 
 def test_the_units_of_a_group_share_the_bytes_of_their_kernels(monkeypatch):
-    monkeypatch.setattr(sweep_module, "UNIT_IMAGES", 70)
+    monkeypatch.setattr(workers_module, "UNIT_IMAGES", 70)
     model, dataset = model_and_data("vanilla")
     handed = []
 

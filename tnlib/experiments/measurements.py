@@ -75,7 +75,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     with _alone(kept, progress):
         store = Store(kept, identity)
-        missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store.places(), executor, progress)
+        missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
         if missing:
             call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
             try:
@@ -143,10 +143,10 @@ def processes(count: int):
         signal.signal(signal.SIGTERM, before)
 
 
-def _missing_cells(entry, subject, done, executor, progress):
+def _missing_cells(entry, subject, store, executor, progress):
     """How many cells are missing, and an iterator that evaluates them: lists of ({"key", "place", "labels"}, evaluation),
     of what is kept together."""
-    parts, jobs, place = entry.parts(subject), [], 0
+    parts, done, jobs, place = entry.parts(subject), store.places(), [], 0
     for split in entry.splits:
         key = f"{split} {UNTRUNCATED}"
         if key not in done:
@@ -162,7 +162,7 @@ def _missing_cells(entry, subject, done, executor, progress):
         for split, swept, left in jobs:
             images = entry.chosen_images(subject.dataset, split)
             for place, found in sweep(swept, subject.dataset, left, executor, split=split, images=images,
-                                      progress=progress):
+                                      progress=progress, units=store):
                 yield [(place, found)]
                 if progress and place["key"] == f"{split} {UNTRUNCATED}":
                     labels = split_arrays(subject.dataset, split)[1]
@@ -181,9 +181,9 @@ def _missing(entry, cells: Replacements, split: str, done: dict[str, int], first
     return Replacements(cells.kernels, len(cells) - there, generate)
 
 
-def _missing_runs(entry, subject, done, executor, progress):
+def _missing_runs(entry, subject, store, executor, progress):
     """The same of an experiment's runs: each is done whole, and its rows are there when it has ended."""
-    (split,), plan = entry.splits, entry.runs(subject)
+    (split,), plan, done = entry.splits, entry.runs(subject), store.places()
     keys = _run_keys(entry, plan)
     places = {key: place for place, key in enumerate((key for of_run in keys.values() for key in of_run), start=1)}
     missing = [run for run, of_run in keys.items() if not done.keys() >= set(of_run)]

@@ -1,9 +1,11 @@
 """Results under way: one SQLite file a measurement, so that a kill, a full disk or a second run loses nothing.
 
 A row is a cell: its key, its place in the order of the table, its labels, and what was found. Those that are added
-together, of a run of training or of a second of a sweep, are written in one transaction.
+together, of a run of training or of a second of a sweep, are written in one transaction. A unit is what a sweep has found
+of some cells on part of the images; it goes when they are there on all.
 """
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -36,6 +38,8 @@ class Store:
                 database.execute("CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, place INTEGER NOT NULL, "
                                  "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL)")  # a loss that is NaN is NULL
                 database.execute("CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
+                database.execute("CREATE TABLE IF NOT EXISTS units (first_cell TEXT, cells TEXT, first INTEGER, last INTEGER, "
+                                 "correct BLOB NOT NULL, loss BLOB NOT NULL, PRIMARY KEY (first_cell, cells, first, last))")
                 database.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (identity,))
                 (found,) = database.execute("SELECT content FROM identity").fetchone()
         if found != identity:
@@ -71,6 +75,24 @@ class Store:
             there = (database.execute("SELECT 1 FROM cells WHERE key = ?", row[:1]).fetchone() for row in rows)
             if not all(there):
                 database.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", rows)
+                database.executemany("DELETE FROM units WHERE first_cell = ?", [row[:1] for row in rows])
+
+    def add_unit(self, cells: list[dict], images: slice, correct: np.ndarray, loss: np.ndarray) -> None:
+        """Keep what was found of `cells`, each with its "key", on some of the images: `correct` [cells, images], `loss` [cells]."""
+        with self._errors(), self._connection() as database:
+            database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?)",
+                             (*_unit(cells, images), np.packbits(correct).tobytes(), np.asarray(loss, dtype=np.float64).tobytes()))
+
+    def unit(self, cells: list[dict], images: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """What was kept of these very cells on these images, as given to `add_unit`; None: nothing."""
+        with self._errors(), self._connection() as database:
+            found = database.execute("SELECT correct, loss FROM units WHERE (first_cell, cells, first, last) = (?, ?, ?, ?)",
+                                     _unit(cells, images)).fetchone()
+        if found is None:
+            return None
+        shape = len(cells), images.stop - images.start
+        bits = np.unpackbits(np.frombuffer(found[0], dtype=np.uint8), count=shape[0] * shape[1])
+        return bits.reshape(shape).astype(bool), np.frombuffer(found[1])
 
     def begin(self, call: dict) -> int:
         """Note that a call has begun to add cells, and how; returns its number, for `end`."""
@@ -148,3 +170,9 @@ class Store:
     def _not_kept(self, error):
         return StoreError(f"results cannot be kept in {self.path}: {error}. Is the folder writable, is the disk full? "
                           "What was kept before is intact; the same command goes on from there.")
+
+
+def _unit(cells, images) -> tuple[str, str, int, int]:
+    """What tells a unit of work apart."""
+    keys = [cell["key"] for cell in cells]
+    return keys[0], hashlib.sha256(json.dumps(keys).encode()).hexdigest(), images.start, images.stop

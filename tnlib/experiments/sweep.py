@@ -2,7 +2,8 @@
 
 Only what a replacement reaches is computed for it. The values that come before (`Split.before`) are computed once for
 all consecutive cells that reach the same part of the network, and kept. Truncations at one cut, of ascending rank, each
-grow from the one before (see `growing`).
+grow from the one before (see `growing`). What is found of a group of cells on part of the images can be kept in a file
+(see `store`), so that a sweep that is cut off loses little.
 
 Memory, besides the network's weights (in the model, and for each worker two copies, one as it is and one laid out for
 speed, where a 3×3 kernel can take four times as much): `KEPT_BYTES` (on a GPU `GPU_KEPT_BYTES`) of kept values; for each worker `BATCH_BYTES` while a
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from ..tensors.checks import check_device
 from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
-from .graph import CALLS, Network, alike, traced
+from .graph import CALLS, alike, traced
 from .growing import continues
 from .networks import conv_kernels
 from .workers import LEAST_BATCH, Remote, Threads
@@ -34,11 +35,12 @@ from .workers import LEAST_BATCH, Remote, Threads
 # 5,000 images after the first stage of a ResNet-50 on CIFAR (of stem s2; on a GPU s1), 10,000 after 128 channels of 16×16
 KEPT_BYTES, GPU_KEPT_BYTES = 2**31, 2**33
 KERNEL_BYTES = 2**28
-UNIT_IMAGES, UNIT_CELLS = 1000, 64  # at most, of a worker's unit of work
+UNIT_CELLS = 64  # at most, of a unit of work
 PROBE_IMAGES = 2
 
 
-def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split="test", images=None, progress=True):
+def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split="test", images=None, progress=True,
+          units=None):
     """Yield (labels, `Evaluation`) for each (labels, {layer: kernel}) of `replacements`, in their order.
 
     `replacements`: an iterable; layers are named as in `model.named_modules()`, kernels are (OUT, IN/groups, KH, KW) in
@@ -47,8 +49,9 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     `evaluate`; `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`.
     `executor`: a `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with
     one thread; None: this process, where each of torch's threads takes a share of the images. The results are the same.
-    `progress`: a bar with the cells done. A pair ({}, {}) gives the network as it is: the baseline of the others, and a check of
-    `preprocess`.
+    `progress`: a bar with the cells done. `units`: a `store.Store`, which keeps what is found of a group of cells (each with a
+    "key" among its labels) on part of the images, and has it of a sweep of the same that was cut off. A pair ({}, {}) gives the network as it is: the baseline
+    of the others, and a check of `preprocess`.
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
@@ -83,30 +86,40 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
             model, probe = copy.deepcopy(model).cpu(), probe.cpu()
         graph = traced(model, probe)
     total = len(replacements) if hasattr(replacements, "__len__") else None
-    return _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress)
+    return _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress, units)
 
 
-def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress):
+def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress, store):
     crew = Threads(graph, probe) if executor is None else Remote(graph, probe, executor)
     pending = deque()
     with tqdm(total=total, unit="cell", disable=not progress) as bar, crew:
         kept = KEPT_BYTES if probe.device.type == "cpu" else GPU_KEPT_BYTES
-        for group in _groups(cells, crew.network, len(labels), executor is not None, kept):
-            kernels = [cell for _, cell in group.cells]
-            pending.append((group, [
-                crew.submit(preprocess, kernels, start, pixels[start:start + group.images],
-                            labels[start:start + group.images]) for start in range(0, len(labels), group.images)]))
+        for group in _groups(cells, crew, len(labels), executor is not None, kept):
+            kernels, found, begun = [cell for _, cell in group.cells], {}, {}
+            for first in range(0, len(labels), group.images):
+                images = slice(first, min(first + group.images, len(labels)))
+                if (before := store and store.unit(group.labels, images)) is not None:
+                    found[first] = before
+                else:
+                    begun[first] = crew.submit(preprocess, kernels, first, pixels[images], labels[images])
+            pending.append((group, found, begun))
             if len(pending) > crew.ahead:
-                yield from _collected(crew, *pending.popleft(), bar)
+                yield from _collected(crew, *pending.popleft(), store, bar)
         while pending:
-            yield from _collected(crew, *pending.popleft(), bar)
+            yield from _collected(crew, *pending.popleft(), store, bar)
 
 
-def _collected(crew, group, units, bar):
-    """(labels, Evaluation) of each cell of a group from its units of work."""
-    correct, loss = zip(*crew.results(units))
+def _collected(crew, group, found, begun, store, bar):
+    """(labels, Evaluation) of each cell of a group from its units of work: first image → what was `found` before, and → what
+    was `begun` of the others."""
+    several = len(found) + len(begun) > 1
+    for (correct, loss), first in zip(crew.results(begun.values()), begun):  # in this order: the results know when they end
+        found[first] = correct, loss
+        if store and several:
+            store.add_unit(group.labels, slice(first, first + correct.shape[1]), correct, loss)
+    correct, loss = zip(*(found[first] for first in sorted(found)))
     correct, loss = np.concatenate(correct, axis=1), np.sum(loss, axis=0)
-    for (labels, _), right, total in zip(group.cells, correct, loss):
+    for labels, right, total in zip(group.labels, correct, loss):
         bar.update()
         yield labels, Evaluation(right, float(total) / len(right))
 
@@ -120,15 +133,20 @@ class Group:
     cells: list
     images: int
 
+    @property
+    def labels(self) -> list[dict]:
+        return [labels for labels, _ in self.cells]
 
-def _groups(cells, network: Network, num_images: int, parallel: bool, kept_bytes: int):
-    reach = lambda cell: network.reached(cell[1])
+
+def _groups(cells, crew, num_images: int, parallel: bool, kept_bytes: int):
+    reach = lambda cell: crew.network.reached(cell[1])
     for reached, run in itertools.groupby(cells, reach):
-        images = max(LEAST_BATCH, kept_bytes // max(1, network.split(reached).kept_bytes))
-        images = min(images, UNIT_IMAGES) if parallel else images
+        images = max(LEAST_BATCH, kept_bytes // max(1, crew.network.split(reached).kept_bytes))
         # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
         # But what continues the cell before needs that one in its group.
         most = 1 if images >= num_images and not parallel else UNIT_CELLS
+        # Else they are computed for each group, and the fewer images at a time, the less is lost by a sweep that is cut off.
+        images = images if most == 1 else min(images, crew.unit_images)
         group, held = [], 0
         for cell in run:
             size = sum(tensor.numel() * tensor.element_size() for kernel in cell[1].values() for tensor in _tensors(kernel))

@@ -9,8 +9,10 @@ import copy
 import dataclasses
 import math
 import pickle
+import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +27,7 @@ from .growing import runs
 BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**32
 LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
 MOST_WORKERS = 8  # in this process, each with its own copies of the network
+UNIT_IMAGES = 256  # at most, of a unit of work that does not keep its values: on two cores, a minute or two of a ResNet-50's stage
 AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
 
 
@@ -100,6 +103,7 @@ class Threads:
         self.workers = [Worker(own, probe) for own in (graph, *copies)]
         self.pools = [ThreadPoolExecutor(1, thread_name_prefix="sweep") for _ in self.workers]
         self.network = self.workers[0].network
+        self.unit_images = UNIT_IMAGES * len(self.workers) if probe.device.type == "cpu" else sys.maxsize
 
     def submit(self, preprocess, cells, start, pixels, labels) -> list:
         """Begin a unit of work; returns what `results` takes."""
@@ -113,10 +117,12 @@ class Threads:
             torch.set_num_threads(self.threads // len(self.workers))
         return worker.evaluate(*unit)
 
-    def results(self, units) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(correct [cells, images], summed loss [cells]) of each part of the units, which are all that were begun."""
+    def results(self, units) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(correct [cells, images], summed loss [cells]) of each of the units, which are all that were begun."""
         try:
-            return [share.result() for unit in units for share in unit]
+            for unit in units:
+                correct, loss = zip(*(share.result() for share in unit))
+                yield np.concatenate(correct, axis=1), np.sum(loss, axis=0)
         finally:
             torch.set_num_threads(self.threads)
 
@@ -137,6 +143,7 @@ class Remote:
 
     def __init__(self, graph, probe, executor):
         self.executor, self.key, self.threads, self.units = executor, uuid.uuid4().hex, torch.get_num_threads(), []
+        self.unit_images = UNIT_IMAGES
         # As bytes, pickled once: tensors handed over between processes would each hold a file open.
         try:
             self.pickled = pickle.dumps((graph, probe))
@@ -155,11 +162,11 @@ class Remote:
         self.units.append(self.executor.submit(_remote_unit, self.key, self.pickled, preprocess, self.handed_over[1], *images))
         return self.units[-1]
 
-    def results(self, units) -> list[tuple[np.ndarray, np.ndarray]]:
+    def results(self, units) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(correct [cells, images], summed loss [cells]) of each of the units, which are the first that were begun."""
-        found = [unit.result() for unit in units]
-        del self.units[:len(units)]
-        return found
+        for unit in units:
+            yield unit.result()
+            self.units.remove(unit)
 
     def __enter__(self):
         return self
