@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from tnlib import conv_kernels, entanglement_entropy, evaluate, truncate
-from tnlib.experiments import catalogue, measurements, retraining, tables, verification, weights
+from tnlib.experiments import catalogue, experiment as experiment_module, measurements, retraining, tables, verification, weights
 from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
-from tnlib.experiments.catalogue import EXPERIMENTS, Subject
+from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import Dataset
+from tnlib.experiments.experiment import Subject, too_large
 from tnlib.experiments.networks import Recipe, Vanilla
+from tnlib.experiments.paths import Paths
 from tnlib.experiments.replacements import dense
 from tnlib.experiments.resnet import ResNet50
-from tnlib.experiments.retraining import Paths, Retraining, Starts
+from tnlib.experiments.retraining import Retraining, Starts
 from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import read_answers, read_table
 from tnlib.experiments.training import augmented
@@ -122,8 +124,8 @@ def test_truncated_networks_answer_with_either_statistics(model, data):
 @pytest.fixture
 def deep(model, data, tmp_path, monkeypatch):
     """`model` as if it were deep, with weights and results in tmp_path."""
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
-    monkeypatch.setattr(catalogue, "DEEP_IMAGES", 30)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "DEEP_IMAGES", 30)
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "weights",))
     monkeypatch.setattr(measurements, "RUNS", tmp_path)
     weights.save_weights(model, tmp_path / "weights" / "resnet50-small-s0.safetensors", {
@@ -208,17 +210,17 @@ def test_with_a_gpu_every_kernel_of_a_deep_network_is_truncated_at_every_cut(dee
 
 
 def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monkeypatch):
-    assert not catalogue.too_large(model, data), "17 layers"
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
-    assert catalogue.too_large(model, data)
-    assert not catalogue.too_large(model, Dataset(data.test_images, data.test_labels, name="shapes"))
+    assert not too_large(model, data), "17 layers"
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
+    assert too_large(model, data)
+    assert not too_large(model, Dataset(data.test_images, data.test_labels, name="shapes"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not catalogue.too_large(model, data)
+    assert not too_large(model, data)
 
 
 @pytest.mark.parametrize("experiment", ["cp", "ring", "train", "multi-mode", "data-aware", "controls", "gauges"])
 def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatch, experiment):
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     asked = []
     for _, cells in EXPERIMENTS[experiment].parts(Subject("resnet50", model, data, 0)):
         if cells.asks:  # without the fits
@@ -230,7 +232,7 @@ def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatc
 
 def test_without_a_gpu_the_controls_are_fewer_and_of_three_layers(model, data, monkeypatch):
     """Those of a reduced sweep's cuts at one rank, each as with a GPU; and the mean outputs of the same layers."""
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     (_, cells), *parts = EXPERIMENTS["controls"].parts(Subject("resnet50", model, data, 0, reduced=True))
     rivals = {tuple(labels[name] for name in ("kind", "layer", "cut", "rank")): kernels for labels, kernels in cells}
     three = ("conv1", "layer2.0.conv2", "layer4.0.conv2")
@@ -251,7 +253,7 @@ def test_without_a_gpu_the_controls_are_fewer_and_of_three_layers(model, data, m
 
 def test_without_a_gpu_the_gauges_are_looked_at_along_one_cut(model, data, monkeypatch):
     """The truncations of the network, and of the one of the same function in which batch norm only shifts."""
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     (own, trained), (other, folded) = EXPERIMENTS["gauges"].parts(Subject("resnet50", model, data, 0, reduced=True))
     assert own is model and evaluate(other, data).loss == pytest.approx(evaluate(model, data).loss, rel=1e-4)
     for gauge, network, cells in (("trained", own, trained), ("folded", other, folded)):
@@ -286,8 +288,9 @@ def test_the_batch_norm_experiment_resumes_run_by_run(deep, monkeypatch):
 def test_without_a_gpu_the_batch_norm_experiment_is_on_fewer_test_images_and_as_many_training_images(deep, monkeypatch):
     monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
     monkeypatch.setattr(catalogue, "REESTIMATED_LEVELS", (0.3,))
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    monkeypatch.setattr(experiment_module, "REDUCED_IMAGES", 30)
     seen = []
     monkeypatch.setattr("tnlib.experiments.batch_norm.reestimated", lambda network, pixels: seen.append(len(pixels)) or network)
     path = measurements.measure("batch-norm", "resnet50", deep, progress=False)
@@ -323,8 +326,9 @@ def test_starts_are_measured_at_the_errors_of_the_re_training_and_without_a_gpu_
         ("none", 1.0, 0.0), ("OUT", 0.5, 0.4), ("IN", 0.5, 0.5)) for epoch in (0, 1)])
     monkeypatch.setattr(tables, "find_table", lambda *of: of)
     monkeypatch.setattr(tables, "read_table", lambda of: begun)
-    monkeypatch.setattr(catalogue, "MANY_LAYERS", 10)
+    monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
+    monkeypatch.setattr(experiment_module, "REDUCED_IMAGES", 30)
     path = measurements.measure("retraining-statistics", "resnet50", deep, progress=False)
     table, card = read_table(path), read_card(path)
     assert table[["cut", "arm", "level", "images"]].values.tolist() == [

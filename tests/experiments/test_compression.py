@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tnlib import CUTS, Cut, conv_kernels, evaluate, factorize, relative_error, truncate
 from tnlib.experiments import compression, tables, verification
 from tnlib.experiments.budgets import Option, by_fraction, by_measurement, by_norm, choose
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
+from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.compression import Compression
 from tnlib.experiments.datapackage import COLUMNS
+from tnlib.experiments.experiment import Experiment, Subject
 from tnlib.experiments.measurements import measure
 from tnlib.experiments.networks import Recipe
 from tnlib.experiments.retraining import Retraining
@@ -149,7 +150,18 @@ def test_ranks_by_map_at_one_cut_are_at_the_cut_of_the_one_fraction(plan):
     assert level >= plan.chosen("map", 0.25)[1], "fewer options, no lower level"
 
 
-@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction", "map-one-cut"])
+def test_one_fraction_may_leave_the_first_layer_whole(plan, model):
+    """All else at one fraction, rounded up, and as if the budget were without the first layer."""
+    (first, kernel), *others = conv_kernels(model).items()
+    chosen, level = plan.chosen("fraction-inner", 0.5)
+    assert chosen[first] == Option(0.0, kernel.numel()) and level < 1
+    (cut,) = {option.cut for option in chosen.values()} - {None}
+    most = 0.5 * sum(kernel.numel() for kernel in conv_kernels(model).values()) - kernel.numel()
+    assert {layer: chosen[layer] for layer, _ in others} == choose(by_fraction(dict(others), Cut.parse(cut)), most)[0]
+    assert plan.chosen("fraction", 0.5)[0][first].cut is not None, "which one fraction for all does not"
+
+
+@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction", "fraction-inner", "map-one-cut"])
 @pytest.mark.parametrize("budget", [0.5, 0.25])
 def test_a_compressed_network_has_as_many_parameters_as_its_labels_say_and_the_budget_allows(plan, model, arm, budget):
     module, labels = plan.start(arm, budget)
@@ -232,7 +244,7 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     assert set(table.columns) <= set(COLUMNS)
     assert list(zip(table["arm"], table["budget"], table["epoch"])) == [
         *((arm, 0.25, epoch) for arm in ("map", "fraction", "norm", "data-aware") for epoch in (0, 1)), ("narrower", 0.25, 1),
-        *(("map-one-cut", 0.25, epoch) for epoch in (0, 1))]
+        *((arm, 0.25, epoch) for arm in ("map-one-cut", "fraction-inner") for epoch in (0, 1))]
     assert card["parameters"]["truncation"] == read_card(held_out)["sha256"], "by which table ranks were chosen"
     assert card["parameters"]["recipe"]["epochs"] == 1 and card["parameters"]["narrower_recipe"]["epochs"] == Recipe().epochs + 1
     assert "training_precision" in card
@@ -242,7 +254,7 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: small)
     checks = verification.verify(100, experiment="compression")
     assert sorted(check.key for check in checks) == sorted(
-        f"test arm={arm} budget=0.25 epoch=0" for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut"))
+        f"test arm={arm} budget=0.25 epoch=0" for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner"))
     assert all(check.different == 0 and check.deviation < 1e-6 for check in checks)
 
 

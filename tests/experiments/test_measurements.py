@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights, workers
-from tnlib.experiments import sweep as sweep_module
+from tnlib.experiments import experiment as experiment_module, sweep as sweep_module
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.evaluation import evaluate
+from tnlib.experiments.experiment import Experiment, Subject
 from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.replacements import dense
@@ -185,7 +186,7 @@ def test_answers_to_another_number_of_images_are_not_taken_for_these(small, monk
 def test_the_card_says_with_what_a_table_was_made(small):
     """And that is what the cells are made with."""
     network = weights.load_model("vanilla", "small")
-    subject = catalogue.Subject("vanilla", network, small, 0)
+    subject = Subject("vanilla", network, small, 0)
     given = {name: catalogue.EXPERIMENTS[name].parameters(subject) for name in ("noise", "gauges", "cp", "retraining")}
     card = measure("noise", "vanilla", small, progress=False).with_suffix(".json")
     assert json.loads(card.read_text())["parameters"] == given["noise"]
@@ -207,8 +208,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements, store
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.controls import shrink
+from tnlib.experiments.experiment import Experiment
 measurements.RUNS, store.TOGETHER_SECONDS = Path(sys.argv[1]), 0.01
 EXPERIMENTS["shrink"] = Experiment(lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False)
 measurements.measure("shrink", "vanilla", "shapes", progress=False)
@@ -216,7 +218,7 @@ measurements.measure("shrink", "vanilla", "shapes", progress=False)
 
 
 def test_a_killed_measurement_goes_on_and_ends_alike(tmp_path, monkeypatch):
-    monkeypatch.setitem(catalogue.EXPERIMENTS, "shrink", catalogue.Experiment(
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "shrink", Experiment(
         lambda its: shrink(its.model, (0.9, 0.5, 0.1)), ("layer", "norm_kept"), weighed=False))
 
     def run(folder):
@@ -260,7 +262,7 @@ def test_altered_results_are_refused(small):
 
 def test_for_trying_fewer_images_are_evaluated():
     shapes = datasets.load_dataset("shapes")
-    subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
+    subject = Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
     entry = catalogue.EXPERIMENTS["truncation"].on(subject)
     assert np.array_equal(entry.chosen_images(shapes, "test"), shapes.subset(500))
     assert entry.splits == ("test", "validation") and catalogue.EXPERIMENTS["memory"].on(subject).splits == ("train",)
@@ -270,7 +272,7 @@ def test_for_trying_fewer_images_are_evaluated():
 
 def test_what_is_evaluated_on_training_images_says_nothing_of_test_images(tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "RUNS", tmp_path)
-    monkeypatch.setattr(catalogue, "QUICK_IMAGES", 20)
+    monkeypatch.setattr(experiment_module, "QUICK_IMAGES", 20)
     few = dataclasses.replace(catalogue.EXPERIMENTS["memory"], cells=lambda its: cut_truncations(its.model, ["conv1"], ["KW"]))
     monkeypatch.setitem(catalogue.EXPERIMENTS, "memory", few)
     path = measure("memory", "vanilla", datasets.load_dataset("shapes"), folder=tmp_path, progress=False)
@@ -280,7 +282,7 @@ def test_what_is_evaluated_on_training_images_says_nothing_of_test_images(tmp_pa
 
 def test_for_trying_runs_are_on_fewer_images():
     shapes = datasets.load_dataset("shapes")
-    subject = catalogue.Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
+    subject = Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
     few = subject.for_runs().dataset
     assert np.array_equal(few.test_images, shapes.test_images[shapes.subset(500)])  # those of every other experiment
     assert np.array_equal(few.test_labels, shapes.test_labels[shapes.subset(500)])

@@ -14,12 +14,14 @@ import torch
 
 from tnlib import CUTS, conv_kernels, evaluate, norm_kept, relative_error, singular_values
 from tnlib.experiments import measurements, retraining, tables, training
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment, Subject
+from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import load_dataset
+from tnlib.experiments.experiment import Experiment, Subject
 from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
-from tnlib.experiments.retraining import Paths, Retraining, with_noise, with_rank_kept
+from tnlib.experiments.paths import Paths
+from tnlib.experiments.retraining import Retraining, with_noise, with_rank_kept
 from tnlib.experiments.store import StoreError
 from tnlib.experiments.replacements import with_kernels
 from tnlib.experiments.strengths import CP_FRACTIONS, Case, error_for_accuracy, kernels_at_error, truncated_to
@@ -347,7 +349,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tnlib.experiments import measurements, retraining, store, weights
-from tnlib.experiments.catalogue import EXPERIMENTS, Experiment
+from tnlib.experiments.catalogue import EXPERIMENTS
+from tnlib.experiments.experiment import Experiment
 from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 measurements.RUNS = retraining.RUNS = Path(sys.argv[1])

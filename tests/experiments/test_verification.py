@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tnlib.experiments import verification
-from tnlib.experiments.catalogue import Experiment
 from tnlib.experiments.controls import shrink
+from tnlib.experiments.experiment import Experiment
 from tnlib.experiments.files import sha256_of
 from tnlib.experiments.measurements import measure
-from tnlib.experiments.retraining import Paths, Retraining
+from tnlib.experiments.paths import Paths
+from tnlib.experiments.retraining import Retraining
 from tnlib.experiments.strengths import Case
 from tnlib.experiments.tables import bits_path, read_bits, read_table as results_table
 

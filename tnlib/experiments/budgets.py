@@ -76,11 +76,12 @@ def by_norm(kernels: dict) -> dict[str, list[Option]]:
     return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
 
 
-def by_fraction(kernels: dict, cut) -> dict[str, list[Option]]:
-    """Layer → its options at `cut`, at the cost of the share of the largest rank that is taken away."""
-    def costs(kernel):
-        if distinct_cuts(kernel.shape, [cut]):
+def by_fraction(kernels: dict, cut, whole: tuple[str, ...] = ()) -> dict[str, list[Option]]:
+    """Layer → its options at `cut`, at the cost of the share of the largest rank that is taken away; those of `whole` have their
+    kernel alone."""
+    def costs(layer, kernel):
+        if layer not in whole and distinct_cuts(kernel.shape, [cut]):
             most = cut.max_rank(kernel.shape)
             yield from ((cut.name, rank, 1 - rank / most) for rank in range(1, most))
 
-    return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
+    return {layer: _options(kernel, costs(layer, kernel)) for layer, kernel in kernels.items()}

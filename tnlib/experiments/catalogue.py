@@ -1,179 +1,35 @@
-"""The experiments: by name, which cells of which networks are evaluated on which images, or which runs are made."""
+"""The experiments by name: what each replaces in a network, or which runs it makes."""
 
-import copy
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .batch_norm import Reestimation
 from .compression import BUDGETS, Compression
 from .controls import controls, in_gauges, matched_noise, shrink
-from .data_aware import data_aware_truncations, patch_moments, with_data_aware_error
-from .datasets import Dataset, balanced_indices, balanced_sample
-from .evaluation import default_device, split_arrays
+from .data_aware import data_aware_truncations
+from .experiment import REDUCED_IMAGES, Experiment, Subject, is_deep
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
-from .networks import Recipe, conv_kernels
+from .networks import conv_kernels
+from .paths import Paths
 from .replacements import Replacements, joined, labelled
-from .retraining import Paths, Retraining, Starts
+from .retraining import Retraining, Starts
 from .strengths import CASES, OTHER_CASES, Case
 from .truncations import cut_truncations, joint_truncations
-from .weights import find_weights, read_card
+from .weights import read_card
 
-TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
-QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
-QUICK_TRAINED, QUICK_EVALUATED = 1500, 500  # training images there: those of a re-training, and those it is evaluated on
-QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank there
+QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank on the data set for trying
+QUICK_EVALUATED = 500  # training images there on which a re-training is evaluated
 QUICK_BUDGETS = (0.25,)
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)
 QUICK_CONTROL_RANKS, QUICK_GAUGE_RANKS = (0.3,), (0.2, 0.6)
 CONTROL_IMAGES = 5000
 REDUCED_CONTROL_RANKS = (0.2,)  # where there is no GPU, of a deep network, at the cuts of a reduced sweep
-MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
-# Such a network is truncated to these fractions of the largest rank, and evaluated on so many images: minutes on a GPU.
-DEEP_RANKS, DEEP_IMAGES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9), 5000
+DEEP_RANKS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # fractions of the largest rank to which a deep network is truncated
 REDUCED_CUTS = ("OUT", "OUT,KW", "OUT,IN")  # where there is no GPU: hours instead of days
-REDUCED_IMAGES = 1000  # there, of runs: those evaluated, and those that statistics are estimated on where re-trainings start
 REESTIMATED_CUTS, REESTIMATED_LEVELS = ("OUT", "IN", "OUT,KW", "OUT,IN"), (0.2, 0.4, 0.6, 0.8)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What an experiment is made on: the network, called `.name`, its data set and its seed.
-
-    `.reduced`: whether fewer cells are measured because there is no GPU; see `too_large`.
-    """
-
-    name: str
-    model: torch.nn.Module
-    dataset: Dataset
-    seed: int
-    reduced: bool = False
-
-    @property
-    def quick(self) -> bool:
-        """Whether this is for trying: then cells, draws, images and iterations are fewer."""
-        return self.dataset.name == "shapes"
-
-    @property
-    def deep(self) -> bool:
-        """Whether it has so many layers that not all of them can be fitted."""
-        return is_deep(self.model)
-
-    @property
-    def layers(self) -> tuple[list[str], list[str]]:
-        """The layers of a reduced sweep: all whose kernels are larger than 1×1, and every third of the others."""
-        kernels = conv_kernels(self.model)
-        spatial = [layer for layer, kernel in kernels.items() if kernel.shape[2:].numel() > 1]
-        return spatial, [layer for layer in kernels if layer not in spatial][::3]
-
-    @property
-    def sampled(self) -> list[str] | None:
-        """The layers that what takes long is done at: all (None) or, of a deep network, an early, a middle and a late one
-        of those whose kernels are larger than 1×1."""
-        if not self.deep:
-            return None
-        spatial, _ = self.layers
-        return list(dict.fromkeys(spatial[len(spatial) * k // 6] for k in (1, 3, 5) if spatial))
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """How the network was trained, by its card."""
-        return Recipe(**read_card(find_weights(self.name, self.dataset.name, self.seed)).get("recipe", {}))
-
-    @cached_property
-    def train_images(self) -> np.ndarray:
-        """Indices of the training images on which layers' inputs and outputs are looked at; class-balanced."""
-        labels = split_arrays(self.dataset, "train")[1]
-        return balanced_sample(labels, min(QUICK_TRAIN_IMAGES if self.quick else TRAIN_IMAGES, len(labels)), TRAIN_SEED)
-
-    def for_runs(self) -> "Subject":
-        """Itself or, for trying, the same with fewer training images and those test images alone that are evaluated; of a
-        reduced measurement with the latter alone."""
-        if not (self.quick or self.reduced):
-            return self
-        few = copy.copy(self.dataset)
-        if self.quick:
-            trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
-            few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
-            few.train_differs = few.train_differs[trained]
-        evaluated = few.subset(min(QUICK_IMAGES if self.quick else REDUCED_IMAGES, len(few.test_labels)))
-        few.test_images, few.test_labels = few.test_images[evaluated], few.test_labels[evaluated]
-        return replace(self, dataset=few)
-
-    def moments(self, layers=None) -> dict[str, torch.Tensor]:
-        """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one."""
-        whole = [layer for layer in layers or conv_kernels(self.model) if self.model.get_submodule(layer).groups == 1]
-        return {} if not whole else patch_moments(self.model, self.dataset, images=self.train_images, layers=whole)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """`.cells(subject, **settings)`: what is replaced, or, where other networks are swept, a list of (network, what is
-    replaced in it). `.settings(subject)`: what cells are made with and the columns of the table do not say.
-
-    `.key`: what tells its cells apart. `.splits`, `.images`: on which images they are evaluated, so many class-balanced
-    ones (None: all). `.weighed`: whether a row also has the data-aware error; `.train_images`: whether the subject's
-    training images are looked at for anything else. Where a row is not a cell of a sweep, `.runs(subject)` takes the
-    place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)`, `.run(*run)` and `.parameters()` as
-    `Retraining` has them; a run is done whole or not at all. `.reducible`: whether a `too_large` network has fewer cells.
-    """
-
-    cells: Callable[..., Replacements | list] | None
-    key: tuple[str, ...]
-    splits: tuple[str, ...] = ("test",)
-    version: int = 1
-    weighed: bool = True
-    images: int | None = None
-    runs: Callable[[Subject], Retraining | Paths | Starts | Reestimation | Compression] | None = None
-    settings: Callable[[Subject], dict] = lambda its: {}
-    train_images: bool = False
-    reducible: bool = False
-
-    def on(self, subject: Subject) -> "Experiment":
-        """This experiment as it is made on `subject`: on a deep network on the first split only, and there and for trying on fewer
-        images."""
-        if subject.quick:
-            return replace(self, splits=self.splits[:1] if subject.deep else self.splits, images=min(self.images or QUICK_IMAGES, QUICK_IMAGES))
-        if self.runs:
-            return replace(self, images=REDUCED_IMAGES) if subject.reduced else self
-        return replace(self, splits=self.splits[:1], images=DEEP_IMAGES) if subject.deep else self
-
-    def key_of(self, split: str, labels: dict) -> str:
-        return " ".join([split, *(f"{name}={labels[name]}" for name in self.key)])
-
-    def parameters(self, subject: Subject) -> dict:
-        """What a table's card says of how its rows are made, beside what its columns do; as JSON has it."""
-        found = self.runs(subject).parameters() if self.runs else self.settings(subject)
-        if self.train_images or self.weighed and not self.runs:
-            found = found | {"train_images": {"number": len(subject.train_images), "seed": TRAIN_SEED}}
-        return json.loads(json.dumps(found))
-
-    def parts(self, subject: Subject, weighed: bool = True) -> list[tuple[torch.nn.Module, Replacements]]:
-        """(network that is swept, what is replaced in it), one after another; without data-aware errors, which take
-        long, if not `weighed`."""
-        cells = self.cells(subject, **self.settings(subject))
-        if isinstance(cells, list):
-            return cells
-        if weighed and self.weighed:
-            cells = with_data_aware_error(cells, subject.moments(cells.kernels))
-        return [(subject.model, cells)]
-
-    def chosen_images(self, dataset: Dataset, split: str) -> np.ndarray | None:
-        """Indices of the images of a split that are evaluated; None: all."""
-        if self.images is None or len(split_arrays(dataset, split)[1]) <= self.images:
-            return None
-        return balanced_indices(dataset, split, self.images)
-
-
-def is_deep(model: torch.nn.Module) -> bool:
-    """Whether a network has so many convolutions that not all of them can be fitted."""
-    return len(conv_kernels(model)) >= MANY_LAYERS
 
 
 def rank_fractions(model: torch.nn.Module) -> tuple[float, ...] | None:
@@ -186,11 +42,6 @@ def listed_cases(model: torch.nn.Module, cases: tuple[Case, ...] = CASES) -> tup
     """The cases of re-training that were listed beforehand for a network; for a deep one without CP, which takes hours of
     such kernels (an amendment to the claims)."""
     return tuple(case for case in cases if case.cut != "CP" or not is_deep(model))
-
-
-def too_large(model: torch.nn.Module, dataset: Dataset) -> bool:
-    """Whether a network is measured in a reduced form: a deep one, on real images, without a GPU."""
-    return is_deep(model) and dataset.name != "shapes" and default_device().type == "cpu"
 
 
 def _truncations(its: Subject, layers=None) -> Replacements:

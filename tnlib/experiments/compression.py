@@ -6,6 +6,7 @@ Ranks are chosen by the rule of `budgets`, by one of these measures:
 - "norm": the relative error ε, so that every kernel keeps one share of its norm;
 - "data-aware": the relative error of what the layer gives, see `data_aware`;
 - "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement;
+- "fraction-inner": the same of all layers but the first, which stays whole: its few channels are few parameters, too;
 - "map-one-cut": as "map", but at the one cut of "fraction": what of an advantage is the ranks', and what the cuts'.
 
 Beside them "narrower" is a dense network with fewer channels, trained from scratch for as many epochs in all.
@@ -34,7 +35,7 @@ from .training import Training
 
 BUDGETS = (0.5, 0.25, 0.125)  # of the convolutions' parameters
 MEASURED = {"map": "accuracy_drop", "map-one-cut": "accuracy_drop", "data-aware": "data_aware_error"}  # arm → the column of "truncation" that it goes by
-ARMS = ("map", "fraction", "norm", "data-aware", "narrower", "map-one-cut")
+ARMS = ("map", "fraction", "norm", "data-aware", "narrower", "map-one-cut", "fraction-inner")
 WIDTHS = 256  # a narrower network's channels are so manieth parts of the network's own
 
 
@@ -148,7 +149,7 @@ class Compression:
             **about, "network_parameters": about["parameters"] + others}
 
     def chosen(self, arm: str, budget: float) -> tuple[dict[str, Option], float]:
-        """Layer → its option, and the level they have in common, of an arm that compresses. Of "fraction" at the cut, of those at which
+        """Layer → its option, and the level they have in common, of an arm that compresses. Of one fraction at the cut, of those at which
         the budget can be kept, whose network answers most held-out images right before it is trained."""
         model = self.retraining.model
         kernels = conv_kernels(model)
@@ -161,10 +162,10 @@ class Compression:
             return choose(by_measurement(kernels, cells, MEASURED[arm]), most)
         if arm == "norm":
             return choose(by_norm(kernels), most)
-        found = []
+        found, whole = [], tuple(kernels)[:1] if arm == "fraction-inner" else ()
         for cut in CUTS:
             try:
-                found.append(choose(by_fraction(kernels, cut), most))
+                found.append(choose(by_fraction(kernels, cut, whole), most))
             except ValueError:  # a cut at which rank 1 takes more than the budget
                 continue
         if not found:

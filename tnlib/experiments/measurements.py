@@ -14,10 +14,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .allocator import keep_freed_memory
-from .catalogue import Subject, experiment_called, too_large
+from .catalogue import experiment_called
 from .compression import Compression
 from .datasets import Dataset, load_dataset
 from .evaluation import default_device, evaluate, split_arrays
+from .experiment import Subject, too_large
 from .files import RUNS
 from .networks import network as network_called
 from .provenance import now, provenance

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from .catalogue import Experiment, experiment_called
+from .catalogue import experiment_called
 from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
+from .experiment import Experiment
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .truncations import outcome
 from .weights import data_name, find_weights, read_card, stem

@@ -8,9 +8,10 @@ from functools import cache, partial
 import numpy as np
 
 from .batch_norm import batch_norms
-from .catalogue import EXPERIMENTS, Subject, too_large
+from .catalogue import EXPERIMENTS
 from .datasets import balanced_indices, load_dataset
 from .evaluation import evaluate, split_arrays
+from .experiment import Subject, too_large
 from .files import PUBLISHED
 from .networks import network
 from .strengths import Case

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import experiment_called, is_deep, listed_cases, rank_fractions
+from ..experiments.catalogue import experiment_called, listed_cases, rank_fractions
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
+from ..experiments.experiment import is_deep
 from ..experiments.files import PUBLISHED
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import conv_kernels
