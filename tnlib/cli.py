@@ -138,7 +138,7 @@ def verify(model, dataset, sample, seed, data):
         click.echo(words)
     images = sum(check.images for check in checks)
     different = sum(check.different for check in checks)
-    worst = max(checks, key=lambda check: check.different / check.images, default=None)
+    worst = max(checks, key=lambda check: check.different / max(1, check.images), default=None)
     click.echo(f"{len(checks)} cells of {len({check.table for check in checks})} tables: {different} of {images:,} answers differ"
                + (f"; most in {worst.table}, {worst.key}: {worst.different} of {worst.images}" if worst else ""))
     if checks:

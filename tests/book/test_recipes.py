@@ -23,7 +23,7 @@ from tnlib.experiments.measurements import measure
 from tnlib.experiments.tables import read_table
 from tnlib.experiments.training import train
 from tnlib.experiments.weights import load_model
-from tnlib.publishing import claim_tests, claims, scorecard
+from tnlib.publishing import claim_tests, claims, judging, scorecard
 from tnlib.publishing.evidence import Pair
 from tnlib.publishing.parameters import parameters_cell, parse_value
 from tnlib.publishing.running import Job, Section, run, sections
@@ -120,8 +120,8 @@ def test_add_a_number_beside_a_claim(monkeypatch):
     assert part.verdict is None and part.p is None and part.comparisons == len(points)
     assert part.values == tuple(np.median(rows["lambda_star"]) for _, rows in points.groupby("seed"))
     assert part.words.startswith("median λ* of the cells: ")
-    for name in ("_beside", "_parts", "PAIRS", "read_claims"):  # which the page names
-        assert hasattr(scorecard, name)
+    for module, name in ((judging, "_beside"), (judging, "_parts"), (scorecard, "PAIRS"), (claims, "read_claims")):  # which the page names
+        assert hasattr(module, name)
 
 
 # ---- add a network -------------------------------------------------------------------------------------------------------

@@ -126,6 +126,35 @@ def test_by_map_every_layer_costs_at_most_the_level_by_its_own_held_out_cell(pla
     assert measured and all(cells[place] <= level + 1e-9 for place in measured if place in cells.index)
 
 
+@pytest.mark.parametrize("arm, column", [("map", "accuracy_drop"), ("data-aware", "data_aware_error")])
+def test_ranks_go_by_the_column_of_the_arm(plan, model, arm, column):
+    kernels = conv_kernels(model)
+    most = 0.25 * sum(kernel.numel() for kernel in kernels.values())
+    ways = {name: choose(by_measurement(kernels, plan.cells, name), most) for name in ("accuracy_drop", "data_aware_error")}
+    assert plan.chosen(arm, 0.25) == ways[column] and ways["accuracy_drop"][0] != ways["data_aware_error"][0]
+
+
+def test_an_unknown_arm_is_refused_and_taken_for_no_other(plan):
+    for arm in ("mapp", "Fraction", "NARROWER"):
+        with pytest.raises(ValueError, match=f"unknown way to compress '{arm}': it takes 'map', 'fraction'"):
+            plan.start(arm, 0.5)
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.5, float("nan"), "0.5"])
+def test_a_budget_that_is_no_share_is_refused(plan, budget):
+    with pytest.raises(ValueError, match="a budget must be a share of the parameters above 0 and below 1, got"):
+        Compression(plan.retraining, plan.cells, plan.table, (0.5, budget))
+
+
+def test_of_a_kernel_that_is_0_nothing_is_lost_and_what_has_no_cost_is_not_chosen(model):
+    kernels = conv_kernels(model) | {"conv2": torch.zeros(5, 4, 3, 3)}
+    chosen, level = choose(by_norm(kernels), 0.5 * sum(kernel.numel() for kernel in kernels.values()))
+    assert 0 < level < 1 and chosen["conv2"].rank == 1
+    cells = pd.DataFrame({"layer": "conv1", "cut": "OUT", "max_rank": 20, "rank": [16, 8], "accuracy_drop": [1.0, float("nan")]})
+    options = by_measurement({"conv1": torch.ones(20, 10, 3, 3)}, cells, "accuracy_drop")["conv1"]
+    assert min(option.rank for option in options if option.rank) == 16
+
+
 def test_the_one_cut_is_the_best_of_those_that_fit_on_held_out_images(plan, small, monkeypatch):
     """By accuracies that are given: OUT,KH is best, KW would be and does not fit into an eighth."""
     given_to, asked = {"KW": 0.9, "OUT,KH": 0.8, "IN": 0.7}, []
@@ -213,10 +242,11 @@ def test_the_rank_stays_and_training_is_the_re_trainings_own(plan, small):
 
 
 def test_a_narrower_network_is_trained_for_as_many_epochs_in_all(plan, monkeypatch):
-    trained = []
-    monkeypatch.setattr(compression, "Training", lambda module, dataset, recipe, draws, device: trained.append(recipe) or trained.append)
+    trained, seeds = [], []
+    monkeypatch.setattr(compression, "Training", lambda module, dataset, recipe, draws, device: seeds.append(draws) or trained.append(recipe) or trained.append)
     ((labels, _),) = plan.run("narrower", 0.25)
     recipe, *epochs = trained
+    assert seeds == [plan.parameters()["seeds"]["narrower_batches"]] == [0]
     assert recipe == Recipe(epochs=Recipe().epochs + 2) and epochs == list(range(26)) and labels["epoch"] == 2
 
 
@@ -228,6 +258,11 @@ def test_multiplications_are_those_that_torch_counts(model):
     convolutions = sum(count for name, count in counter.get_flop_counts()["Global"].items() if "conv" in str(name))
     assert compression.multiplications(model, kernels, 16) == convolutions / 2
     factors = kernels | {"conv2": factorize(kernels["conv2"], "OUT", 2)}
+    for wrong, message in (({"conv9": kernels["conv1"]}, "unknown layer 'conv9'"), ({}, "layers is empty")):
+        with pytest.raises(ValueError, match=message):
+            compression.multiplications(model, wrong, 16)
+    with pytest.raises(ValueError, match="image_size must be a whole number of at least 1, got '32'"):
+        compression.multiplications(model, kernels, "32")
     saved = 8 * 8 * (9 * 4 * 5 - (9 * 4 * 2 + 2 * 5))
     assert compression.multiplications(model, kernels, 16) - compression.multiplications(model, factors, 16) == saved
 
@@ -239,6 +274,7 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     shorter = lambda its: Compression(Retraining(its.name, its.model, its.dataset, its.seed, epochs=1, evaluated=40), kept(its).cells,
                                       kept(its).table, (0.25,))
     monkeypatch.setitem(EXPERIMENTS, "compression", Experiment(None, entry.key, runs=shorter))
+    assert set(kept(Subject("vanilla", load_model("vanilla", "small"), small, 0)).cells["split"]) == {"validation"}, "of test images nothing"
     path = measure("compression", "vanilla", small, progress=False)
     table, card = read_table(path), read_card(path)
     assert set(table.columns) <= set(COLUMNS)
@@ -253,9 +289,13 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
     monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: small)
     checks = verification.verify(100, experiment="compression")
-    assert sorted(check.key for check in checks) == sorted(
-        f"test arm={arm} budget=0.25 epoch=0" for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner"))
+    assert {check.key: check.images for check in checks} == {
+        **{f"test arm={arm} budget=0.25 epoch=0": len(small.test_labels) for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner")},
+        "test arm=narrower budget=0.25 epoch=1": 0}
     assert all(check.different == 0 and check.deviation < 1e-6 for check in checks)
+    monkeypatch.setattr(verification, "read_table", lambda path: table.assign(channels="4 5 6 7"))
+    other = {check.key: check.deviation for check in verification.verify(100, experiment="compression")}
+    assert other.pop("test arm=narrower budget=0.25 epoch=1") == math.inf and max(other.values()) < 1e-6
 
 
 def test_what_ranks_are_chosen_by_has_to_be_there(small, model, tmp_path, monkeypatch):
@@ -268,6 +308,8 @@ def test_what_ranks_are_chosen_by_has_to_be_there(small, model, tmp_path, monkey
 def test_a_network_without_held_out_cells_or_without_a_list_of_channels_is_refused(plan, monkeypatch):
     with pytest.raises(ValueError, match="has no held-out rows, by which ranks are chosen: it is measured on test images alone"):
         Compression(plan.retraining, plan.cells.iloc[:0], plan.table)
+    with pytest.raises(ValueError, match="truncations has no held-out rows of conv2, conv4: measure it again"):
+        Compression(plan.retraining, plan.cells[plan.cells["layer"].isin(["conv1", "conv3"])], plan.table)
     plan.retraining.card["architecture"].pop("channels")
     with pytest.raises(ValueError, match="vanilla cannot be made narrower: its width is no list of channels"):
         Compression(plan.retraining, plan.cells, plan.table)

@@ -15,9 +15,11 @@ from tnlib.experiments import files, tables
 from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.networks import network
 from tnlib.experiments.tables import read_table
-from tnlib.publishing import claims, evidence
+from tnlib.publishing import claims, evidence, judging
 from tnlib.publishing import scorecard as module
-from tnlib.publishing.scorecard import AROUND, PAIRS, Pair, judge, settled
+from tnlib.publishing.evidence import Pair
+from tnlib.publishing.judging import checked, judge, settled
+from tnlib.publishing.scorecard import AROUND, PAIRS
 
 
 def test_every_claim_has_a_verdict_on_every_pair(card):
@@ -176,7 +178,7 @@ def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatc
     assert found.verdict == "not tested" and "1 of 240 cells are not there, ('conv3', 'OUT', 1)" in found.reason
     assert "numbers reduced" in module.label(found) and found.tables[0].startswith("truncation-vanilla")
     assert found.parts[0].interval.n == 5 and 0 < found.parts[0].interval.estimate < 1, "of the cells that are there"
-    assert module._checked(found, pair, card.claims) == found, "no bootstrap of a part"
+    assert checked(found, pair, card.claims) == found, "no bootstrap of a part"
     second = judge(card.claims["claims"]["2"], pair)
     assert second.verdict == "not tested" and [part.name[:3] for part in second.parts] == ["(i)", "(ii", "(ii"]
     assert len(second.missing) == 1 and second.missing[0].count("cells are not there") == 2, "of truncations and of noise"
@@ -324,13 +326,19 @@ def test_compressed_networks_are_judged_where_all_that_is_asked_for_is_there(car
     asked = card.claims["claims"]["5"]
     verdict = judge(asked, Pair("vanilla", "cifar10"))
     assert verdict.verdict == "reproduced" and verdict.tables == ("compression.csv",) and len(verdict.parts) == 6
-    beside = module._beside(asked, Pair("vanilla", "cifar10"), module._Finder())
+    assert verdict.interim and module.label(verdict) == "✓\u00a0reproduced (interim)", "three of five"
+    beside = judging._beside(asked, Pair("vanilla", "cifar10"), judging._Finder())
     assert [part.values[0] for part in beside] == pytest.approx([2.0] * 3 + [0.0] * 3) and all(part.threshold is None for part in beside)
     rows = rows[~((rows["arm"] == "narrower") & (rows["budget"] == 0.25) & (rows["seed"] == 1))]
     short = judge(asked, Pair("vanilla", "cifar10"))
+    assert [part.interval.n for part in short.parts] == [2] * 6 and not short.interim, "those of whole networks are shown"
     assert short.verdict == "not tested" and "seed 1: 1 of 9 networks are not there, narrower at 0.25" in short.reason
     assert "`tnlib measure compression vanilla cifar10 --seed 1 --publish`" in short.reason
+    rows = rows[(rows["seed"] == 1) & (rows["epoch"] < 3)]
+    assert judge(asked, Pair("vanilla", "cifar10")).parts == ()
+    rows = pd.concat([compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0)), rows.assign(seed=3)])
+    assert "seed 3: 9 of 9 networks are not there" in judge(asked, Pair("vanilla", "cifar10")).reason, "it was stopped after fewer epochs"
     deep = judge(asked, Pair("resnet50", "cifar10"))
     assert deep.verdict == "not tested" and "not evaluated on held-out images" in deep.reason and "tnlib measure" not in deep.reason
     rows = compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0), arms=("map", "fraction", "narrower"))
-    assert module._beside(asked, Pair("vanilla", "cifar10"), module._Finder()) == (), "controls may not be measured yet"
+    assert judging._beside(asked, Pair("vanilla", "cifar10"), judging._Finder()) == (), "controls may not be measured yet"

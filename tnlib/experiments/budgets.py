@@ -26,7 +26,7 @@ class Option:
 
 def choose(options: dict[str, list[Option]], most: float) -> tuple[dict[str, Option], float]:
     """Layer → its option, and their level: each the one of fewest parameters whose cost is at most the level, which is the
-    lowest at which all layers have at most `most` parameters.
+    lowest at which all layers together have at most `most` parameters.
 
     Every layer has an option at no cost: its kernel. Raises `ValueError` where they have more even at the fewest parameters of each.
     """
@@ -38,16 +38,16 @@ def choose(options: dict[str, list[Option]], most: float) -> tuple[dict[str, Opt
     levels = sorted({option.cost for of in options.values() for option in of})
     place = bisect_left(levels, True, key=lambda level: total(at(level)) <= most)
     if place == len(levels):
-        raise ValueError(f"even at its lowest ranks the network has more than {most:,.0f} parameters in its convolutions: give a "
+        raise ValueError(f"even at the lowest ranks whose cost is known the network has more than {most:,.0f} parameters in its convolutions: give a "
                          "larger budget")
     return at(levels[place]), levels[place]
 
 
 def _options(kernel, costs) -> list[Option]:
-    """The kernel itself, at no cost, and those of its truncations that have fewer parameters; `costs`: (cut, rank, cost)."""
+    """The kernel itself, at no cost, and those of its truncations that have fewer parameters and a cost that is a number; `costs`: (cut, rank, cost)."""
     sizes = {cut.name: sum(cut.dimensions(kernel.shape)) for cut in CUTS}
     return [Option(0.0, kernel.numel()), *(Option(float(cost), rank * sizes[cut], cut, rank) for cut, rank, cost in costs
-                                           if rank * sizes[cut] < kernel.numel())]
+                                           if rank * sizes[cut] < kernel.numel() and np.isfinite(cost))]
 
 
 def by_measurement(kernels: dict, cells: pd.DataFrame, column: str) -> dict[str, list[Option]]:
@@ -71,7 +71,8 @@ def by_norm(kernels: dict) -> dict[str, list[Option]]:
     def costs(kernel):
         for cut in distinct_cuts(kernel.shape):
             squares = singular_values(kernel.double(), cut).square().flip(0).cumsum(0).flip(0)  # of those from each on
-            yield from ((cut.name, rank, cost) for rank, cost in enumerate((squares[1:] / squares[0]).sqrt().tolist(), start=1))
+            lost = squares[1:] / squares[0] if squares[0] else squares[1:]  # of a kernel that is 0 nothing is lost
+            yield from ((cut.name, rank, cost) for rank, cost in enumerate(lost.sqrt().tolist(), start=1))
 
     return {layer: _options(kernel, costs(kernel)) for layer, kernel in kernels.items()}
 

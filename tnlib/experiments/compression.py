@@ -2,7 +2,7 @@
 
 Ranks are chosen by the rule of `budgets`, by one of these measures:
 
-- "map": the accuracy drop on held-out images with this kernel alone truncated so far (the one-point maps);
+- "map": the accuracy drop on held-out images with this kernel alone truncated so far (the maps);
 - "norm": the relative error ε, so that every kernel keeps one share of its norm;
 - "data-aware": the relative error of what the layer gives, see `data_aware`;
 - "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement;
@@ -13,6 +13,7 @@ Beside them "narrower" is a dense network with fewer channels, trained from scra
 """
 
 import dataclasses
+import numbers
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..tensors.checks import check_count
 from ..tensors.cuts import CUTS, factorize
 from ..tensors.factors import KernelFactors
 from ..tensors.network import multiply_adds
 from .budgets import Option, by_fraction, by_measurement, by_norm, choose
 from .evaluation import Evaluation, default_device, evaluate, watch
 from .networks import Recipe, conv_kernels
-from .replacements import with_kernels
+from .replacements import chosen_layers, with_kernels
 from .retraining import Retraining, with_rank_kept
 from .strengths import norms_and_parameters
 from .training import Training
@@ -43,7 +45,12 @@ WIDTHS = 256  # a narrower network's channels are so manieth parts of the networ
 
 def multiplications(model: nn.Module, kernels: dict, image_size: int) -> int:
     """Multiplications that the convolutions named in `kernels` take for one image (3, S, S), S = `image_size`, those with
-    padding's zeros counted: dense where `kernels` has a kernel, and factor by factor where it has factors."""
+    padding's zeros counted: dense where `kernels` has a kernel, and factor by factor where it has factors.
+
+    Raises `ValueError` for an unknown layer and an `image_size` below 1.
+    """
+    chosen_layers(model, list(kernels))
+    check_count(image_size, "image_size")
     total = 0
 
     def add(layer, image, _):
@@ -62,8 +69,9 @@ def multiplications(model: nn.Module, kernels: dict, image_size: int) -> int:
 class Compression:
     """The network of `.retraining` compressed to each of `.budgets`, and trained for its epochs on its batches, by its recipe.
 
-    `.cells`: the held-out rows of its table "truncation", `.table` the sha256 of that. Raises `ValueError` where there is
-    none, and for a network whose width is no list of channels.
+    `.cells`: the held-out rows of its table "truncation" (`layer, cut, rank, max_rank`, `accuracy_drop` in points, `data_aware_error`), `.table`
+    the sha256 of that. Raises `ValueError` where a layer has none, for a network whose width is no list of channels, and for a budget that is no number
+    between 0 and 1.
     """
 
     retraining: Retraining
@@ -75,6 +83,11 @@ class Compression:
         if self.cells.empty:
             raise ValueError(f"the table of {self.retraining.name}'s truncations has no held-out rows, by which ranks are chosen: it is "
                              "measured on test images alone")
+        if lacking := [layer for layer in conv_kernels(self.retraining.model) if layer not in set(self.cells["layer"])]:
+            raise ValueError(f"the table of {self.retraining.name}'s truncations has no held-out rows of {', '.join(lacking)}: measure it again")
+        for budget in self.budgets:
+            if not (isinstance(budget, numbers.Real) and 0 < budget < 1):
+                raise ValueError(f"a budget must be a share of the parameters above 0 and below 1, got {budget!r}")
         if "channels" not in self.retraining.card["architecture"]:
             raise ValueError(f"{self.retraining.name} cannot be made narrower: its width is no list of channels")
 
@@ -94,9 +107,15 @@ class Compression:
         its = self.retraining.parameters()
         return {name: its[name] for name in ("recipe", "evaluated_train_images")} | {
             "narrower_recipe": dataclasses.asdict(self.longer), "truncation": self.table,
-            "seeds": {name: its["seeds"][name] for name in ("batches", "fresh")} | {"narrower_batches": 1000 * self.retraining.seed}}
+            "seeds": {name: its["seeds"][name] for name in ("batches", "fresh")} | {"narrower_batches": self.narrower_batches}}
+
+    @property
+    def narrower_batches(self) -> int:
+        """The seed of the batches of a narrower network: that of the network's own."""
+        return 1000 * self.retraining.seed
 
     def runs(self) -> list[tuple[str, float]]:
+        """(arm, budget) of every network that is trained."""
         return [(arm, budget) for arm in ARMS for budget in self.budgets]
 
     def keys(self, arm: str, budget: float) -> list[dict]:
@@ -126,13 +145,14 @@ class Compression:
         """The training of `module`, which a run starts from."""
         if arm != "narrower":
             return self.retraining.training(module, arm)
-        return Training(module, self.retraining.dataset, self.longer, 1000 * self.retraining.seed, default_device())
+        return Training(module, self.retraining.dataset, self.longer, self.narrower_batches, default_device())
 
     def start(self, arm: str, budget: float) -> tuple[nn.Module, dict]:
         """The network that a run trains, and its labels.
 
         Labels: `channels`, `cuts` and `ranks`, layer by layer ("-": a kernel as it is), the `level` that they have in common, of all
-        kernels together `norm_kept`, `relative_error` and `parameters`, and `network_parameters` with all that is no kernel.
+        kernels together `norm_kept`, `relative_error` and `parameters`, and `network_parameters` with all that is no kernel. Raises `ValueError`
+        for an unknown arm, and where nothing fits into the budget.
         """
         model, card = self.retraining.model, self.retraining.card
         kernels = conv_kernels(model)
@@ -150,7 +170,7 @@ class Compression:
 
     def chosen(self, arm: str, budget: float) -> tuple[dict[str, Option], float]:
         """Layer → its option, and the level they have in common, of an arm that compresses. Of one fraction at the cut, of those at which
-        the budget can be kept, whose network answers most held-out images right before it is trained."""
+        the budget can be kept, whose network answers most held-out images right before it is trained. Raises `ValueError` as `start` does."""
         model = self.retraining.model
         kernels = conv_kernels(model)
         most = budget * _size(kernels)
@@ -162,6 +182,8 @@ class Compression:
             return choose(by_measurement(kernels, cells, MEASURED[arm]), most)
         if arm == "norm":
             return choose(by_norm(kernels), most)
+        if arm not in ("fraction", "fraction-inner"):
+            raise ValueError(f"unknown way to compress {arm!r}: it takes {', '.join(map(repr, ARMS))}")
         found, whole = [], tuple(kernels)[:1] if arm == "fraction-inner" else ()
         for cut in CUTS:
             try:

@@ -1,4 +1,4 @@
-"""The straight path between the weights that two runs of a re-training ended in: is there a barrier between them?"""
+"""The straight path between the weights that two runs of a re-training ended in, along which there may be a barrier."""
 
 import copy
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ from .weights import data_name, find_weights, read_card, stem
 FOLDERS = (PUBLISHED / "results", RUNS / "results")
 SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
 UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
-COUNTED = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
+OUTCOMES = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
 
 
 def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
@@ -52,7 +52,7 @@ def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
     if "test" in entry.splits and (chosen := entry.chosen_images(dataset, "test")) is not None:
         about = about | {"test_images": {"number": len(chosen), "seed": 0, "sha256": _digest(chosen)}}
     what = {name: about[name] for name in ("model", "dataset", "seed")}
-    columns = [*what, *(column for column in table if column not in COUNTED), *COUNTED]
+    columns = [*what, *(column for column in table if column not in OUTCOMES), *OUTCOMES]
     table = table.assign(**what)[columns]
     with atomic_path(bits_path(path)) as temporary:
         save_file(bits, temporary)

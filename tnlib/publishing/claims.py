@@ -133,7 +133,7 @@ def number_text(kind: str, value: float) -> str:
     """A number of a `Part` of this kind, for people; none is −0."""
     return {"share": f"{100 * value:z.0f} %", "deficit": f"{100 * value:z.1f} %", "ratio": f"{value:.2f}",
             "correlation": f"{value:z.2f}",
-            "points": f"{value:z.1f}", "not below": f"{value:z.1f}"}.get(kind, f"{value:z.3f}")
+            "points": f"{value:z.1f}", "not below": f"{value:z.2f}"}.get(kind, f"{value:z.3f}")
 
 
 def decide(interval: Interval, threshold: float, bound: float, kind: str = "difference") -> str:
@@ -169,7 +169,8 @@ class Verdict:
     `.parts`: the statistics that decide, the leading one first; `.beside`: what is shown without a say, the controls.
     `.verdict` is one of `VERDICTS`, after Holm's correction (`.adjusted`), and `.reason` says why. Where it is "not
     tested", `.missing` says what would test it, and the numbers there are, if any, are *reduced*. `.readings`: claim
-    1a's verdict for each reading of "10 %". `.tables`: the names of the result files.
+    1a's verdict for each reading of "10 %". `.tables`: the names of the result files. `.interim`: whether fewer networks are
+    measured than were agreed on.
     """
 
     claim: str
@@ -183,6 +184,7 @@ class Verdict:
     readings: dict[str, str] = dataclasses.field(default_factory=dict)
     tables: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    interim: bool = False
 
     @property
     def p(self) -> float | None:
@@ -214,12 +216,13 @@ def joint_p(parts: tuple[Part, ...]) -> float | None:
     """The p of a test whose parts are all needed.
 
     The largest one, and None where one of them, being of one network, has none (a sign, or what has only not to be below a bound, needs none); where parts refute,
-    any of which would do, the smallest of theirs times the number of parts (Bonferroni).
+    any of which would do, the smallest of theirs times the number of parts that might (Bonferroni).
     """
     tested = [part for part in parts if part.p is not None]
     refuting = [part.p for part in tested if part.verdict == NOT_REPRODUCED]
     if refuting:
-        return min(1.0, len(tested) * min(refuting))
+        might = sum(part.verdict is not None and part.kind != "sign" and len(part.values) > 1 for part in parts)
+        return min(1.0, might * min(refuting))
     if any(part.p is None for part in parts if part.verdict is not None and part.kind not in ("sign", "not below")):
         return None
     return max((part.p for part in tested), default=None)

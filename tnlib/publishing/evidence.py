@@ -21,7 +21,7 @@ from ..tensors.cuts import distinct_cuts
 from .claim_tests import arm_at, missing_cases
 from .depth import places
 
-COUNTED = {"vanilla": range(5)}  # seeds that were agreed on (an amendment to the claims); of other networks all count
+COUNTED_SEEDS = {"vanilla": range(5)}  # seeds that were agreed on (an amendment to the claims); of other networks all count
 REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
 HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
 
@@ -138,18 +138,22 @@ class Pair:
 
     @_once
     def compressed(self, budgets: tuple[float, ...]) -> tuple[pd.DataFrame, list[str]]:
-        """The rows of "compression", of each network those that claim 5 asks for among them."""
+        """The rows of "compression", of each network those that claim 5 asks for among them; those of whole networks where some are not."""
         if self.accuracies and is_deep(_network(self.model, self.dataset)):
             raise FileNotFoundError(f"compression of {self.model} on {self.dataset}: no experiment measures it, as the truncations of a deep "
                                     "network, by which ranks are chosen, are not evaluated on held-out images")
         rows, names = self.table("compression")
         wanted = {(arm, budget) for arm in ("map", "fraction", "narrower") for budget in budgets}
         last = rows[rows["epoch"] == rows["epoch"].max()]
-        for seed, of in last.groupby("seed"):
-            if lacking := wanted - set(of[["arm", "budget"]].itertuples(index=False, name=None)):
-                arm, budget = min(lacking)
-                raise _missing("compression", self.model, self.dataset, int(seed),
-                               f"seed {seed}: {len(lacking)} of {len(wanted)} networks are not there, {arm} at {budget:g} for one")
+        lacking = {seed: wanted - set(last.loc[last["seed"] == seed, ["arm", "budget"]].itertuples(index=False, name=None))
+                   for seed in rows["seed"].unique()}
+        lacking = {int(seed): of for seed, of in lacking.items() if of}
+        if lacking:
+            seed, (arm, budget) = min(lacking), min(lacking[min(lacking)])
+            missing = _missing("compression", self.model, self.dataset, seed,
+                               f"seed {seed}: {len(lacking[seed])} of {len(wanted)} networks are not there, {arm} at {budget:g} for one")
+            whole = rows[~rows["seed"].isin(lacking)]
+            raise Incomplete(str(missing), (whole, names)) if len(whole) else missing
         return rows, names
 
     # ---- the check: networks and images drawn anew ----
@@ -242,7 +246,7 @@ def _test_bits(path):
 
 def _accuracies(model, dataset):
     cards = [card for card in published_networks() if (card["model"], card["dataset"]) == (model, dataset)
-             and card["seed"] in COUNTED.get(model, [card["seed"]])]
+             and card["seed"] in COUNTED_SEEDS.get(model, [card["seed"]])]
     return {card["seed"]: card["test_accuracy"] for card in sorted(cards, key=lambda card: card["seed"])}
 
 

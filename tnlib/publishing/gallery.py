@@ -5,7 +5,7 @@ from docutils.nodes import make_id
 from .cards import read_cards
 from .claims import read_claims
 from .running import Job
-from .scorecard import TITLES
+from .judging import TITLES
 from .sphinx_extension import downloads
 
 FILTERS = {"claim": "claim", "network": "model", "data set": "dataset"}  # what the page calls it → the key of a source
