@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtri
 
 import tnlib
+from tnlib.experiments.compression import ARMS
 from tnlib.experiments.files import PUBLISHED
 from tnlib.experiments.tables import find_table, read_answers, read_table
 from tnlib.publishing.building import glued_values
@@ -42,7 +44,7 @@ def test_what_is_drawn_and_said_is_what_the_table_has(table, figures, shapes_job
         text = f"{ahead:+.1f}".replace("-", "−")
         assert values[f"gain-{other}"].strip("'") == ("0.0" if text in ("+0.0", "−0.0") else text)
         alone = (last["answers"]["map"] & ~last["answers"][other]).sum(), (last["answers"][other] & ~last["answers"]["map"]).sum()
-        assert gains["surely"][other] == np.sign(alone[0] - alone[1]) * (abs(alone[0] - alone[1]) > 2.2 * np.sqrt(sum(alone)))
+        assert gains["surely"][other] == np.sign(alone[0] - alone[1]) * (abs(alone[0] - alone[1]) > ndtri(0.975) * np.sqrt(sum(alone)))
 
 
 def test_the_choices_are_those_of_the_table_and_lie_on_the_held_out_maps(table, figures, kernels):
@@ -83,17 +85,20 @@ def test_multiplications_are_counted_factor_by_factor(table, figures, kernels):
 def published():
     """Accuracy in per cent by (epoch, budget, seed), a column an arm, of the published networks on CIFAR-10."""
     runs = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
-    assert runs["seed"].nunique() > 2 and runs.groupby("seed")["arm"].nunique().eq(6).all()
+    assert runs["seed"].nunique() > 2 and runs.groupby("seed")["arm"].nunique().eq(len(ARMS)).all()
     return 100 * runs.pivot(index=["epoch", "budget", "seed"], columns="arm", values="accuracy")
 
 
 def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables(published):
-    """Ahead of one fraction everywhere; not of the data-aware error; above a narrower network but at the least budget, where they are level; training levels."""
+    """Ahead of one fraction everywhere, but not where the first layer is left whole, nor of the data-aware error; above a narrower network but at the
+    least budget, where they are level; training levels."""
     mean = published.groupby(level=["epoch", "budget"]).mean()
     last, first = mean.loc[5], mean.loc[0]
     ahead = last["map"] - last["fraction"]
-    assert ahead.between(1, 4.5).all() and (published.loc[5]["map"] > published.loc[5]["fraction"]).all()
-    assert ahead[0.5] < ahead[0.25] and ahead[0.5] < ahead[0.125]
+    assert 0.75 < ahead[0.5] < 1.25 and ahead[[0.25, 0.125]].between(3.5, 4.5).all() and (published.loc[5]["map"] > published.loc[5]["fraction"]).all()
+    inner, first_layer = last["map"] - last["fraction-inner"], last["fraction-inner"] - last["fraction"]
+    assert (inner.abs() < 1).all() and (first_layer > 0.7 * ahead).all() and inner[0.125] < 0
+    assert (first["map"] - first["fraction-inner"])[[0.25, 0.125]].gt(3).all(), "before training maps are ahead where little is kept"
     over = last["map"] - last["narrower"]
     assert over[[0.5, 0.25]].between(1, 2).all() and abs(over[0.125]) < 0.5
     signs = np.sign(published.loc[5, 0.125]["map"] - published.loc[5, 0.125]["narrower"])
@@ -101,5 +106,11 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     assert (last["data-aware"] > last["map"] - 0.4).all() and last["data-aware"][0.125] > last["map"][0.125] + 1
     apart = lambda of: of[list(COMPRESSING)].max(axis="columns") - of[list(COMPRESSING)].min(axis="columns")
     assert (apart(last) < 0.4 * apart(first)).all()
+    rows = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
+    size = rows.groupby(["arm", "budget"])["network_parameters"].max()
+    assert size["narrower", 0.25] < size["map", 0.125] and last["narrower"][0.25] > last["map"][0.125] + 1, "more accurate, and smaller in all"
+    cuts = pd.Series([cut for cuts in rows.query("arm == 'map' and epoch == 0")["cuts"] for cut in cuts.split()])
+    assert cuts.isin(["OUT,KW", "OUT,KH"]).mean() > 0.9
+    assert {cut for cuts in rows.query("arm == 'fraction-inner' and epoch == 0")["cuts"] for cut in cuts.split()} == {"-", "OUT,KW", "OUT,KH"}
     begun = read_table(PUBLISHED / "results" / "compression-vanilla-cifar10-s0.csv").query("arm == 'map' and epoch == 0").set_index("budget")["level"]
     assert begun[0.5] < 1 < begun[0.25] and begun[0.125] > 5, "a budget asks for a level of its own"
