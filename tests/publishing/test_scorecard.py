@@ -18,7 +18,7 @@ from tnlib.experiments.tables import read_table
 from tnlib.publishing import claims, evidence, judging
 from tnlib.publishing import scorecard as module
 from tnlib.publishing.evidence import Pair
-from tnlib.publishing.judging import checked, judge, settled
+from tnlib.publishing.judging import judge, settled
 from tnlib.publishing.scorecard import AROUND, PAIRS
 
 
@@ -178,7 +178,7 @@ def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatc
     assert found.verdict == "not tested" and "1 of 240 cells are not there, ('conv3', 'OUT', 1)" in found.reason
     assert "numbers reduced" in module.label(found) and found.tables[0].startswith("truncation-vanilla")
     assert found.parts[0].interval.n == 5 and 0 < found.parts[0].interval.estimate < 1, "of the cells that are there"
-    assert checked(found, pair, card.claims) == found, "no bootstrap of a part"
+    assert judging.checked(found, pair, card.claims) == found, "no bootstrap of a part"
     second = judge(card.claims["claims"]["2"], pair)
     assert second.verdict == "not tested" and [part.name[:3] for part in second.parts] == ["(i)", "(ii", "(ii"]
     assert len(second.missing) == 1 and second.missing[0].count("cells are not there") == 2, "of truncations and of noise"
@@ -241,7 +241,7 @@ def checked(card):
     """Claim → its numbers on the vanilla network, CIFAR-10, with the check; the tables are read once for all tests, and drawn anew."""
     pair = Pair("vanilla", "cifar10")
     pair._found |= {key: found for key, found in card.pairs[0]._found.items() if key[0] != "_points_drawn"}
-    return lambda id: module._checked(next(v for v in card.verdicts if v.claim == id), pair, card.claims).parts
+    return lambda id: judging.checked(next(v for v in card.verdicts if v.claim == id), pair, card.claims).parts
 
 
 def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_anew(nothing_drawn_anew, checked):
@@ -305,16 +305,16 @@ def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, mo
     for id, count, files in (("3", 1, ("retraining.csv",)), ("4", 4, ("retraining.csv", "paths.csv"))):
         verdict = judge(asked[id], pair)
         assert verdict.verdict == "reproduced" and len(verdict.parts) == count and verdict.tables == files
-        beside = module._beside(asked[id], pair, module._Finder())
+        beside = judging._beside(asked[id], pair, judging._Finder())
         assert beside and all(part.threshold is None or part.name.startswith("truncated −") for part in beside)
-    names = [part.name for part in module._beside(asked["3"], pair, module._Finder())]
+    names = [part.name for part in judging._beside(asked["3"], pair, judging._Finder())]
     assert names == ["truncated − matched noise after the same epochs", "free, after 1 epoch", "free, after 5 epochs",
                      "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
     runs = retraining_of(5)
     tables["retraining"] = (runs[runs["arm"] != "scratch"], ["retraining.csv"])
     without = Pair("vanilla", "cifar10")
     assert judge(asked["4"], without).verdict == "reproduced", "a fresh network stands beside, and decides nothing"
-    assert "the same from scratch" not in [part.name for part in module._beside(asked["4"], without, module._Finder())]
+    assert "the same from scratch" not in [part.name for part in judging._beside(asked["4"], without, judging._Finder())]
     tables["retraining"] = (retraining_of(5, epochs=2), ["retraining.csv"])
     short = judge(asked["3"], Pair("vanilla", "cifar10"))
     assert short.verdict == "not tested" and "after 3 epochs" in short.reason and "tnlib measure retraining" in short.reason
