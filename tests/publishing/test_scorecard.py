@@ -73,6 +73,11 @@ def test_what_a_deep_network_lacks_for_claim_2_is_a_command_that_is_understood(c
     assert network(name).recipe.weight_decay == 0 and where == dataset
 
 
+def test_a_verdict_on_all_own_networks_is_not_interim_where_a_control_has_fewer(card):
+    found = {verdict.claim: verdict for verdict in card.verdicts if (verdict.model, verdict.dataset) == ("vanilla", "cifar10")}
+    assert min(found["2"].networks) < 5 == max(found["2"].networks) and not any(verdict.interim for verdict in found.values())
+
+
 def test_what_the_front_page_says_of_two_claims_in_words_holds_for_the_published_numbers(card):
     numbers = card.numbers()
 

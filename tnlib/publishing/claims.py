@@ -169,8 +169,8 @@ class Verdict:
     `.parts`: the statistics that decide, the leading one first; `.beside`: what is shown without a say, the controls.
     `.verdict` is one of `VERDICTS`, after Holm's correction (`.adjusted`), and `.reason` says why. Where it is "not
     tested", `.missing` says what would test it, and the numbers there are, if any, are *reduced*. `.readings`: claim
-    1a's verdict for each reading of "10 %". `.tables`: the names of the result files. `.interim`: whether fewer networks are
-    measured than were agreed on.
+    1a's verdict for each reading of "10 %". `.tables`: the names of the result files. `.interim`: whether fewer of the
+    pair's own networks are measured than were agreed on; of controls, such as training without weight decay, there may be fewer.
     """
 
     claim: str
