@@ -7,7 +7,7 @@ Ranks are chosen by the rule of `budgets`, by one of these measures:
 - "data-aware": the relative error of what the layer gives, see `data_aware`;
 - "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement;
 - "fraction-inner": the same of all layers but the first, which stays whole: its few channels are few parameters, too;
-- "map-one-cut": as "map", but at the one cut of "fraction": what of an advantage is the ranks', and what the cuts'.
+- "map-one-cut": as "map", but at the one cut of "fraction".
 
 Beside them "narrower" is a dense network with fewer channels, trained from scratch for as many epochs in all.
 """

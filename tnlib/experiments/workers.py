@@ -27,7 +27,7 @@ from .growing import runs
 BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**32
 LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
 MOST_WORKERS = 8  # in this process, each with its own copies of the network
-UNIT_IMAGES = 256  # at most, of a unit of work that does not keep its values: on two cores, a minute or two of a ResNet-50's stage
+UNIT_IMAGES = 256  # at most, of a unit of work whose values are not kept: what is lost when a sweep is cut off
 AHEAD = 2  # groups of cells that are handed to an executor before the results of the first are asked for
 
 

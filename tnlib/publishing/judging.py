@@ -133,7 +133,8 @@ def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str 
     reason = "; ".join(dict.fromkeys(find.missing)) or reason_of(parts, verdict)
     measured = {part.interval.n for part in parts if part.verdict is not None and part.kind != "sign"}
     return Verdict(claim["id"], pair.model, pair.dataset, verdict, reason, parts,
-                   interim=verdict != NOT_TESTED and max(measured, default=0) < len(COUNTED_SEEDS.get(pair.model, ())), tables=tuple(dict.fromkeys(find.tables)), missing=tuple(dict.fromkeys(find.missing)))
+                   tables=tuple(dict.fromkeys(find.tables)), missing=tuple(dict.fromkeys(find.missing)),
+                   interim=verdict != NOT_TESTED and max(measured, default=0) < len(COUNTED_SEEDS.get(pair.model, ())))
 
 
 def settled(claims: dict, pair: Pair, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
