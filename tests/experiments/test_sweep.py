@@ -18,9 +18,10 @@ from tnlib import Dataset, conv_kernels, evaluate, load_dataset, load_model, swe
 from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments import workers as workers_module
 from tnlib.experiments.convolution import Convolution
-from tnlib.experiments.graph import Network, alike, traced
 from tnlib.experiments.evaluation import to_unit_floats
+from tnlib.experiments.graph import NetworkGraph
 from tnlib.experiments.store import Store
+from tnlib.experiments.tracing import alike, traced
 from tnlib.experiments.truncations import cut_truncations
 
 TIES = 2 / 10_000  # images that may be answered otherwise, for two logits are equal to rounding
@@ -357,7 +358,7 @@ def test_values_are_freed_after_their_last_use(monkeypatch):
     monkeypatch.setattr(Convolution, "forward", counted)
     image = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
-        network = Network(traced(Chain(12).eval(), image), image)
+        network = NetworkGraph(traced(Chain(12).eval(), image), image)
         split = network.split(network.reached(["convs.6"]))
         del most[:]
         kept = split.before(image)
@@ -370,7 +371,7 @@ def test_the_bytes_of_a_split():
     model = Chain(4).eval()
     probe = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
-        network = Network(traced(model, probe), probe)
+        network = NetworkGraph(traced(model, probe), probe)
     split = network.split(network.reached(["convs.2"]))
     one = 3 * 8 * 8 * 4
     assert split.kept_bytes == one and split.peak_bytes == 2 * one

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from ..tensors.checks import check_device
 from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
-from .graph import CALLS, alike, traced
 from .growing import continues
 from .networks import conv_kernels
+from .tracing import CALLS, alike, traced
 from .workers import LEAST_BATCH, Remote, Threads
 
 # 5,000 images after the first stage of a ResNet-50 on CIFAR (of stem s2; on a GPU s1), 10,000 after 128 channels of 16×16

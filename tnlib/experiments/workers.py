@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from ..tensors.factors import KernelFactors
 from .evaluation import exact_float32, prepared
-from .graph import CALLS, Network
+from .graph import NetworkGraph
 from .growing import runs
+from .tracing import CALLS
 
 BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**32
 LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
@@ -36,7 +37,7 @@ class Worker:
 
     def __init__(self, graph, probe):
         with CALLS.as_they_are(), torch.no_grad(), exact_float32():
-            self.network = Network(graph, probe)
+            self.network = NetworkGraph(graph, probe)
         self.device = probe.device
         self.stopped = False  # set by another thread: what is under way raises `CancelledError`
         self._kept = None, None
@@ -153,7 +154,7 @@ class Remote:
         self.handed_over = None, None  # the cells of the last group, and the bytes that its units share
         _graphs[self.key] = copy.deepcopy((graph, probe))
         with CALLS.as_they_are(), torch.no_grad(), exact_float32():
-            self.network = Network(graph, probe)
+            self.network = NetworkGraph(graph, probe)
 
     def submit(self, preprocess, cells, *images):
         """Begin a unit of work; returns what `results` takes."""

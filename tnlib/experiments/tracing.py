@@ -1,0 +1,192 @@
+"""A model as a graph of torch.fx in which every convolution, with the batch norm and the activation that follow it, is
+one operation into which another kernel can be put; and nothing is written in place, so that a value can be used again."""
+
+import copy
+import operator
+import threading
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+
+import torch
+from torch import fx, nn
+
+from .convolution import ACTIVATIONS, Convolution
+from .winograd import Scratch
+
+ADDITIONS = (operator.add, torch.add, "add")
+OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+                operator.itruediv: operator.truediv}
+PROBE_TOLERANCE = 1e-3  # of the largest logit, far above rounding in float32; of coarser numbers 16 of their steps
+
+
+class _Calls:
+    """While a thread traces, torch takes the calls of modules in all threads of the process for part of it. So one traces
+    when no other evaluates: `.replaced()` around the one, `.as_they_are()` around the other."""
+
+    def __init__(self):
+        self._changed, self._evaluating, self._tracing = threading.Condition(), 0, 0
+
+    @contextmanager
+    def replaced(self):
+        with self._changed:
+            self._tracing += 1  # from now on nobody begins to evaluate
+            self._changed.wait_for(lambda: not self._evaluating)
+            try:
+                yield
+            finally:
+                self._tracing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def as_they_are(self):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._tracing)
+            self._evaluating += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._evaluating -= 1
+                self._changed.notify_all()
+
+
+CALLS = _Calls()
+
+WRITES = "writes"  # marks a node that wrote into its first argument
+WHOLE = "_whole"  # the one node of a model that cannot be traced
+
+
+def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
+    """`model` in eval mode as a graph without in-place operations; `model` itself is left as it is.
+
+    A model that cannot be traced, or whose graph answers otherwise than itself on the images `probe`, is one node, and
+    a warning says so.
+    """
+    try:
+        copied = copy.deepcopy(model).eval()
+    except Exception as error:  # of what a module may hold: a lock, a file that is open
+        raise ValueError(f"{type(model).__name__} cannot be copied, and so not be swept: {error}") from None
+    with CALLS.as_they_are():
+        expected = copied(probe)
+    try:
+        with CALLS.replaced():
+            graph = _functional(fx.symbolic_trace(copied))
+        with CALLS.as_they_are():
+            found = _Unwritten(graph).run(probe)
+        if alike(found, expected):
+            return graph
+        reason = "its traced graph gives other logits"
+    except Exception as error:  # tracing runs the model's own code on stand-ins, which raises whatever that code raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    warnings.warn(f"{type(model).__name__} cannot be traced and is run whole for every cell ({reason})", stacklevel=3)
+    graph = fx.Graph()
+    graph.output(graph.call_module(WHOLE, (graph.placeholder("image"),)))
+    return fx.GraphModule(nn.ModuleDict({WHOLE: copied}), graph)
+
+
+def alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike."""
+    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num(posinf=0.0).max().item()
+    return torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _functional(graph: fx.GraphModule) -> fx.GraphModule:
+    """Every operation that writes into its first argument gives a new value instead, which all later users take."""
+    nodes = list(graph.graph.nodes)
+    writing = [module for module in graph.modules() if getattr(module, "inplace", False)]  # one may be called several times
+    for module in writing:
+        module.inplace = False
+    for place, node in enumerate(nodes):
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_module" and any(graph.get_submodule(node.target) is module for module in writing):
+            pass
+        elif node.kwargs.get("inplace"):
+            node.kwargs = node.kwargs | {"inplace": False}
+        elif node.target in OUT_OF_PLACE:
+            node.target = OUT_OF_PLACE[node.target]
+        elif node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
+            node.target = name.removesuffix("_")
+        elif node.op == "call_function" and name.endswith("_") and not name.endswith("__"):
+            node.target = getattr(torch, name.removesuffix("_"))
+        else:
+            continue
+        written = node.args[0]
+        node.meta[WRITES] = True
+        for later in nodes[place + 1:]:
+            later.replace_input_with(written, node)
+    graph.recompile()
+    return graph
+
+
+class _Unwritten(fx.Interpreter):
+    """Runs a graph and stops at a node that writes into a value which another may read, also through a view of it: or would
+    have written before it gave a new value instead, which the others then do not see."""
+
+    def run_node(self, node):
+        values = [self.env[source] for source in node.all_input_nodes]
+        if node.meta.get(WRITES):
+            written, ended = node.args[0], self.user_to_last_uses.get(node, ())
+            memory = lambda value: value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
+            if any(memory(value) == memory(self.env[written]) for source, value in self.env.items() if source is not written and source not in ended):
+                raise NotImplementedError(f"{node.name} writes into memory that another value has, too")
+        versions = [value._version for value in values if isinstance(value, torch.Tensor)]
+        result = super().run_node(node)
+        if versions != [value._version for value in values if isinstance(value, torch.Tensor)]:
+            raise NotImplementedError(f"{node.name} writes in place")
+        return result
+
+
+def fused(graph: fx.GraphModule) -> dict[str, Convolution]:
+    """Make every convolution with what follows it one node, in place; return them by the layer's name."""
+    convolutions, scratch = {}, Scratch()
+    calls = Counter(node.target.removesuffix(".weight") for node in graph.graph.nodes
+                    if node.op in ("call_module", "get_attr"))
+    for node in list(graph.graph.nodes):
+        module = _module(graph, node)
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if not plain or node.kwargs or calls[node.target] > 1:
+            continue
+        chain, norm, other, activation = [node], None, (), ("none", ())
+        follower = _module(graph, _only_user(node))
+        if type(follower) is nn.BatchNorm2d and follower.running_var is not None:
+            norm = follower
+            chain.append(_only_user(node))
+        user = _only_user(chain[-1])
+        if _called(graph, user) in ADDITIONS and not user.kwargs and len(
+                {source.meta["form"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
+            other = tuple(value for value in user.args if value is not chain[-1])
+            chain.append(user)
+        if (called := _called(graph, _only_user(chain[-1]))) in ACTIVATIONS:
+            activation = ACTIVATIONS[called]
+            chain.append(_only_user(chain[-1]))
+        convolutions[node.target] = Convolution(module, norm, activation, scratch)
+        graph.set_submodule(node.target, convolutions[node.target])
+        with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
+            fused = graph.graph.call_module(node.target, (*node.args, *other))
+        fused.meta["form"] = chain[-1].meta["form"]
+        chain[-1].replace_all_uses_with(fused)
+        for done in reversed(chain):
+            graph.graph.erase_node(done)
+    graph.recompile()
+    return convolutions
+
+
+def _module(graph, node):
+    """The module that a node calls; None for other nodes, and for one with hooks, which nothing else must replace."""
+    module = graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
+    return None if module is None or module._forward_hooks or module._forward_pre_hooks else module
+
+
+def _only_user(node):
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _called(graph, node):
+    """What a node calls: the class of a module without hooks, a function, or the name of a method; else None."""
+    if node is None or node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    if node.op != "call_module":
+        return node.target
+    module = _module(graph, node)
+    return None if module is None else type(module)
