@@ -94,9 +94,10 @@ def train(model, dataset, seed, data, publish):
 def measure(experiment, model, dataset, seed, data, workers, publish):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
-    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, train, cp, ring, controls, gauges, memory,
-    retraining, retraining-cuts, retraining-layers, retraining-long, retraining-statistics, batch-norm, paths or compression. Goes on where
-    it was cut off, also on another machine, but for re-trainings, which end in the precision in which they were begun.
+    EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, tensor-train, cp, tensor-ring, controls, gauges,
+    memory, retraining, retraining-cuts, retraining-layers, retraining-long, retraining-statistics, batch-norm, paths or
+    compression. Goes on where it was cut off, also on another machine, but for re-trainings, which end in the precision
+    in which they were begun.
     """
     from .experiments.allocator import keep_freed_memory
     from .experiments.catalogue import experiment_called

@@ -210,7 +210,7 @@ def test_the_smallest_harmless_networks_are_those_of_the_answers(shapes_jobs):
 def networks_of_shapes():
     """Kind → table of the one network on the drawn images."""
     tables = {kind: read_table(find_table(experiment, "vanilla", "shapes", 0)) for kind, experiment in {
-        "CP": "cp", "Tucker-2": "multi-mode", "train": "train", "ring": "ring"}.items()}
+        "CP": "cp", "Tucker-2": "multi-mode", "train": "tensor-train", "ring": "tensor-ring"}.items()}
     cuts = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'test'")
     return tables | {f"cut {name}": cuts[cuts.cut == name] for name in ("OUT,KW", "OUT")}
 
@@ -256,7 +256,7 @@ def test_what_the_chapter_on_networks_says_of_its_figures_holds_for_the_publishe
 
 def test_bonds_chosen_by_their_errors_bring_a_train_nearer_than_one_rank_for_all_does():
     """As the chapter on formalism says, at a tenth of the parameters of conv3."""
-    train = read_table(PUBLISHED / "results" / "train-vanilla-cifar10-s0.csv").query("layer == 'conv3'").sort_values("parameters")
+    train = read_table(PUBLISHED / "results" / "tensor-train-vanilla-cifar10-s0.csv").query("layer == 'conv3'").sort_values("parameters")
     kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "cifar10"))["conv3"]
     by_errors = np.interp(np.log(0.1), np.log(train["parameters"] / kernel.numel()), train["relative_error"])
     trains = [tnlib.tensor_train(kernel, (rank, 3 * rank, rank)) for rank in (8, 12, 16, 20, 24)]

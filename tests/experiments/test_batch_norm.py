@@ -218,7 +218,7 @@ def test_drawn_images_and_shallow_networks_are_measured_whole(model, data, monke
     assert not too_large(model, data)
 
 
-@pytest.mark.parametrize("experiment", ["cp", "ring", "train", "multi-mode", "data-aware", "controls", "gauges"])
+@pytest.mark.parametrize("experiment", ["cp", "tensor-ring", "tensor-train", "multi-mode", "data-aware", "controls", "gauges"])
 def test_of_many_layers_what_takes_long_is_done_at_three(model, data, monkeypatch, experiment):
     monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     asked = []

@@ -34,7 +34,7 @@ from tnlib.experiments.truncations import cut_truncations
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
 
 
-@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode", "train", "ring",
+@pytest.mark.parametrize("experiment", ["truncation", "noise", "joint", "data-aware", "multi-mode", "tensor-train", "tensor-ring",
                                         "controls", "gauges"])
 def test_every_number_of_the_table_follows_from_its_bits(small, experiment, tmp_path):
     path = measure(experiment, "vanilla", small, progress=False)

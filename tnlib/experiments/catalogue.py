@@ -151,12 +151,12 @@ EXPERIMENTS = {
     "multi-mode": Experiment(
         lambda its: multi_mode_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_out", "rank_in")),
-    "train": Experiment(
+    "tensor-train": Experiment(
         lambda its: train_truncations(its.model, *[QUICK] * its.quick, layers=its.sampled),
         ("layer", "rank_1", "rank_2", "rank_3")),
     "cp": Experiment(lambda its, **given: cp_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
                      settings=_of_cp),
-    "ring": Experiment(lambda its, **given: ring_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
+    "tensor-ring": Experiment(lambda its, **given: ring_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
                        settings=_of_ring),
     "controls": Experiment(_controls, ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES,
                            settings=lambda its: {"seed": its.seed}, weighed=False, train_images=True, reducible=True),
