@@ -286,7 +286,7 @@ def test_for_trying_runs_are_on_fewer_images():
     few = subject.for_runs().dataset
     assert np.array_equal(few.test_images, shapes.test_images[shapes.subset(500)])  # those of every other experiment
     assert np.array_equal(few.test_labels, shapes.test_labels[shapes.subset(500)])
-    assert np.bincount(few.train_labels).tolist() == [150] * 10
+    assert np.bincount(few.train_labels).tolist() == [75] * 10
     assert np.array_equal(few.validation_images, shapes.validation_images)
     assert len(shapes.train_labels) == 7200 and len(shapes.test_labels) == 2000  # itself untouched
     other = dataclasses.replace(subject, dataset=datasets.Dataset(shapes.test_images, shapes.test_labels))

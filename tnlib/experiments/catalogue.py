@@ -20,7 +20,7 @@ from .truncations import cut_truncations, joint_truncations
 from .weights import read_card
 
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank on the data set for trying
-QUICK_EVALUATED = 500  # training images there on which a re-training is evaluated
+QUICK_EVALUATED = 250  # training images there on which a re-training is evaluated
 QUICK_BUDGETS = (0.25,)
 LONG, QUICK_LONG = 20, 2  # epochs of the one case that is re-trained longer
 CONTROL_CUTS, CONTROL_RANKS = ("OUT", "IN", "KW", "OUT,IN", "OUT,KW"), (0.2, 0.4, 0.6)

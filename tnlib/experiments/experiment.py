@@ -19,7 +19,7 @@ from .weights import find_weights, read_card
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
 QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
-QUICK_TRAINED = 1500  # training images there, of a re-training
+QUICK_TRAINED = 750  # training images there, of a re-training
 MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
 DEEP_IMAGES = 5000  # on which such a network is evaluated: minutes on a GPU
 REDUCED_IMAGES = 1000  # where there is no GPU, of runs: those evaluated, and those that statistics are estimated on where re-trainings start
