@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -71,18 +70,28 @@ def test_third_party_packages_belong_to_their_layer(module):
 
 
 def test_import_tnlib_loads_nothing_for_pages():
-    code = "import sys, tnlib; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {"tnlib.tensors.cuts", "torch"} <= set(loaded.split())
-    pages = {"papermill", "matplotlib", "pydantic", "IPython", "sphinx", "tnlib.notebook", "tnlib.publishing"}
-    assert pages & set(loaded.split()) == set()
+    loaded = modules_after("from tnlib import *")
+    assert {"tnlib.tensors.cuts", "torch"} <= loaded
+    assert {"papermill", "matplotlib", "pydantic", "IPython", "sphinx", "tnlib.notebook", "tnlib.publishing"} & loaded == set()
+
+
+@pytest.mark.parametrize("module", ["tnlib", "tnlib.cli", "tnlib.publishing.sphinx_extension"])
+def test_what_needs_no_torch_does_not_wait_for_it(module):
+    assert {"torch", "tensorly", "torchvision"} & modules_after(f"import {module}") == set()
+
+
+def modules_after(code):
+    """The modules that a fresh Python has loaded after `code`."""
+    code = f"{code}\nimport sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_the_interface_is_the_documented_one():
-    public = {name for name, value in vars(tnlib).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert set(tnlib.__all__) == public and len(tnlib.__all__) == len(public)
-    assert public == INTERFACE
-    assert [name for name in public - {"CUTS"} if not getattr(tnlib, name).__doc__] == []
+    assert set(tnlib.__all__) == set(dir(tnlib)) == INTERFACE and len(tnlib.__all__) == len(INTERFACE)
+    assert [name for name in INTERFACE - {"CUTS"} if not getattr(tnlib, name).__doc__] == []
+    stub = PACKAGE.joinpath("__init__.pyi").read_text(encoding="utf-8")
+    (said,) = [node.value for node in ast.parse(stub).body if isinstance(node, ast.Assign)]
+    assert set(ast.literal_eval(said)) == INTERFACE, "and that for which type checkers look"
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)

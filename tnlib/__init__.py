@@ -1,23 +1,9 @@
 """tnlib: tensor network compressibility of convolutional models, as an executable paper.
 
-These names are the public interface; what notebooks use besides is in `tnlib.notebook`, which is not loaded here.
+The names in `__init__.pyi` are the public interface. Each is imported when it is first asked for, so that a command that
+needs no torch does not wait for it. What notebooks use besides is in `tnlib.notebook`, which is not loaded here.
 """
 
-from .experiments.datasets import Dataset, load_dataset
-from .experiments.evaluation import evaluate
-from .experiments.networks import conv_kernels
-from .experiments.sweep import sweep
-from .experiments.training import train
-from .experiments.truncations import truncation_sweep
-from .experiments.weights import load_model
-from .tensors.cuts import CUTS, Cut, factorize, norm_kept, relative_error, singular_values, truncate
-from .tensors.decompositions import cp, depthwise_separable, hosvd, separable, tensor_ring, tensor_train
-from .tensors.network import avg_pool2d, conv2d, patches
-from .tensors.spectra import entanglement_entropy
+import lazy_loader
 
-__all__ = [
-    "CUTS", "Cut", "Dataset", "avg_pool2d", "conv2d", "conv_kernels", "cp", "depthwise_separable",
-    "entanglement_entropy", "evaluate", "factorize", "hosvd", "load_dataset", "load_model", "norm_kept", "patches",
-    "relative_error", "separable", "singular_values", "sweep", "tensor_ring", "tensor_train", "train", "truncate",
-    "truncation_sweep",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -227,7 +227,8 @@ def test_published_accuracy_is_that_of_the_weights(dataset):
     chosen = images.subset(500, seed=0)
     some = Dataset(images.test_images[chosen], images.test_labels[chosen])
     for card in (card for card in published_networks() if card["dataset"] == dataset):
-        found, expected = evaluate(load_model(card["model"], dataset, card["seed"]), some), card["test_accuracy"]
+        found = evaluate(load_model(card["model"], dataset, card["seed"]), some, batch_size=50)  # of a ResNet-50 sooner done than all at once
+        expected = card["test_accuracy"]
         if (answers := answers_in_tables(card)) is not None:
             assert answers.mean() == pytest.approx(expected, abs=2e-4), card["file"]  # a logit apart on another machine
             assert (found.correct != answers[chosen]).sum() <= 1, card["file"]

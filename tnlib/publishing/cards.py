@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 from ..experiments.files import ROOT, sha256_of, write_json
-from ..experiments.provenance import provenance
-from ..experiments.weights import find_weights, read_card
 from .citation import citation
 from .claims import read_claims
 from .section import section
@@ -49,11 +47,13 @@ def write_card(folder: Path, card: dict, files: list[str], sources: tuple[str, .
 def _files(what: str) -> list[Path]:
     if what != WEIGHTS:
         return section.read[what]
+    from ..experiments.weights import find_weights  # here, and below: pages are rendered without torch, which takes seconds to load
     return [find_weights(*(section.values[name] for name in ("model", "dataset", "seed")))]
 
 
 def _source(what: str, path: Path) -> dict:
     """A file that was read: results with the weights that they are of, or weights."""
+    from ..experiments.weights import read_card
     card = read_card(path)
     return {"what": what, "file": os.path.relpath(path, ROOT), "sha256": sha256_of(path),
             **{name: card[name] for name in ("model", "dataset", "seed", "weights") if name in card}}
@@ -61,6 +61,7 @@ def _source(what: str, path: Path) -> dict:
 
 @cache
 def _made_with() -> dict:
+    from ..experiments.provenance import provenance
     return provenance()
 
 

@@ -264,7 +264,7 @@ def _stamp(job: Job) -> dict[str, str]:
     beside = [ROOT / "CITATION.cff", *sorted((ROOT / "book").glob("*.yml"))]  # the claims and their amendments
     return {"its text": digest([job.section.path, *filter(Path.is_file, beside)]),
             "its parameters": hashlib.sha256(json.dumps(job.values, sort_keys=True).encode()).hexdigest(),
-            "tnlib": digest(sorted((ROOT / "tnlib").rglob("*.py")) + sorted((ROOT / "tnlib").rglob("*.mplstyle"))),
+            "tnlib": digest(path for ending in ("py", "pyi", "mplstyle") for path in sorted((ROOT / "tnlib").rglob(f"*.{ending}"))),
             "published/": _published(), "your networks or data": _own_files(job), "your results": _own_results(job),
             "installed packages": _packages()}
 
