@@ -179,7 +179,7 @@ BAD = {
                        r"Conv2d does not take images of shape \(16, 16, 3\) \(\(3, 16, 16\) after preprocess\): Given groups=1"),
     "other-length": (lambda: evaluate(nn.Flatten(0, 2), dataset()), r"it must be \(N, classes\)"),
     "nan": (lambda: evaluate(broken(), dataset()), "Vanilla answers images of the test split with NaN or infinity"),
-    "preprocess": (lambda: evaluate(network(), dataset(), lambda batch: batch["image"]),
+    "preprocess": (lambda: evaluate(network(), dataset(), lambda batch: batch.image),
                    r"preprocess fails on a uint8 batch \(50, 16, 16, 3\): \w+Error: "),
     "preprocess-one": (lambda: evaluate(network(), dataset(), lambda batch: to_unit_floats(batch)[0]),
                        r"a tensor of a batch \(50, 16, 16, 3\), one entry an image, got \(3, 16, 16\)"),
