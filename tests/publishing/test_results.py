@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from tnlib.experiments import tables, weights
 from tnlib.experiments.datasets import load_dataset
-from tnlib.experiments.networks import NETWORKS, network
+from tnlib.experiments.gauges import balanced
+from tnlib.experiments.networks import NETWORKS, conv_kernels, network
 from tnlib.experiments.tables import find_table, read_table
-from tnlib.experiments.weights import find_weights, published_networks, read_card, trained_seeds
+from tnlib.experiments.weights import find_weights, initial_model, load_model, published_networks, read_card, trained_seeds
 from tnlib.publishing import results
 from tnlib.publishing.results import about_networks, available, measured, stand_in, titles
 from tnlib.publishing.section import OpenSection
@@ -57,6 +58,28 @@ def test_kernels_overlap_with_what_they_were_before_training():
         a, b = after[f"{layer}.weight"].ravel(), before[f"{layer}.weight"].numpy().ravel()
         assert overlap == pytest.approx(a @ b / np.sqrt(a @ a * (b @ b)), abs=1e-5)
     assert (table.overlap > 0.1).all() and (table.overlap < 0.999).all()
+
+
+def test_what_a_kernel_is_without_its_start_has_the_entropy_that_numpy_finds():
+    """In the balanced gauge, whose factors are read off the kernels: by elements, and not by filters."""
+    table = results.results("spectrum-summary-without-start", "vanilla", "shapes").set_index(["layer", "cut"])
+    model = load_model("vanilla", "shapes")
+    whole = results.results("spectrum-summary", "vanilla", "shapes").query("kind == 'kernel' and gauge == 'balanced'").set_index(["layer", "cut"])
+    assert set(table.index) == set(whole.index) and set(table["gauge"]) == {"balanced"}
+    start, changed = initial_model(read_card(find_weights("vanilla", "shapes"))), 0
+    for (layer, kernel), own, first in zip(conv_kernels(balanced(model)).items(), conv_kernels(model).values(), conv_kernels(start).values()):
+        kernel, first = (x.detach().double().numpy().ravel() for x in (kernel, first * kernel / own))
+        left = (kernel - kernel @ first / (first @ first) * first).reshape(own.shape)
+        assert left.ravel() @ first == pytest.approx(0, abs=1e-6)
+        for cut, matrix in (("OUT", left.reshape(len(left), -1)), ("OUT,IN", left.reshape(len(left) * left.shape[1], -1))):
+            p = np.linalg.svd(matrix, compute_uv=False) ** 2
+            p /= p.sum()
+            row, before = table.loc[layer, cut], whole.loc[layer, cut]
+            assert row["entropy"] == pytest.approx(-(p * np.log2(p)).sum(), abs=1e-4)
+            assert row["deficit"] + row["entropy"] == pytest.approx(before["deficit"] + before["entropy"])
+            assert row["deficit_share"] == pytest.approx(row["deficit"] / np.log2(row["max_rank"]))
+            changed += abs(row["entropy"] - before["entropy"]) > 1e-3
+    assert changed
 
 
 def test_an_unknown_experiment_names_what_there_is():

@@ -5,18 +5,23 @@ import os
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.datasets import load_dataset
 from ..experiments.files import PUBLISHED, RUNS
+from ..experiments.gauges import gauges
 from ..experiments.kernel_spectra import entropies, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels, network
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.training import as_trained_on
 from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
+from ..tensors.cuts import distinct_cuts
+from ..tensors.spectra import entanglement_entropy
+from .claim_tests import OF_THE_FUNCTION
 from .claims import least_accuracy
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
@@ -54,6 +59,25 @@ def _initial_overlap(model: str, dataset: str) -> pd.DataFrame:
                       kernel.double().flatten(), first[layer].double().flatten(), dim=0).item()}
                  for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()]
     return pd.DataFrame(rows)
+
+
+def _without_start(model: str, dataset: str) -> pd.DataFrame:
+    """The kernels' rows of "spectrum-summary" in the balanced or folded gauge, of what is left of each without its part along what it was before training."""
+    bits = {}
+    for seed in trained_seeds(model, dataset):
+        trained = load_model(model, dataset, seed)
+        own, first = conv_kernels(trained), conv_kernels(initial_model(read_card(find_weights(model, dataset, seed))))
+        for gauge, rescaled in gauges(trained).items():
+            for layer, kernel in conv_kernels(rescaled).items() if gauge in OF_THE_FUNCTION else ():
+                factors = (kernel * own[layer]).sum((2, 3), keepdim=True) / own[layer].square().sum((2, 3), keepdim=True)  # [OUT, IN, 1, 1]
+                start = first[layer] * factors
+                left = kernel - (kernel * start).sum() / start.square().sum() * start
+                bits |= {(seed, layer, cut.name, gauge): float(entanglement_entropy(left, cut)) for cut in distinct_cuts(left.shape)}
+    columns = ["seed", "layer", "cut", "gauge", "kind", "max_rank", "entropy", "deficit", "deficit_share"]
+    rows = summary(_spectra(model, dataset)).query("kind == 'kernel' and gauge in @OF_THE_FUNCTION")[columns]
+    entropy = np.array([bits[key] for key in zip(*(rows[name] for name in columns[:4]))])
+    deficit = rows["deficit"] + rows["entropy"] - entropy
+    return rows.assign(entropy=entropy, deficit=deficit, deficit_share=deficit / np.log2(rows["max_rank"]))
 
 
 def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
@@ -100,6 +124,7 @@ EXPERIMENTS = {
     "networks": _networks,
     "training": _training,
     "initial-overlap": _initial_overlap,
+    "spectrum-summary-without-start": _without_start,
     "spectra": lambda *networks, **options: _spectra(*networks, **_hashable(options)).copy(),
     "spectrum-summary": lambda *networks, **options: summary(_spectra(*networks, **_hashable(options))),
 }
@@ -121,7 +146,9 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     were trained, by theirs. "networks": one row a network, what its card says of it. "training": the entropies of its
     kernels before training and after each epoch (none where the card is older). "initial-overlap": the cosine between each
     kernel and what it was before training. "spectra" and "spectrum-summary": computed here from the weights, see
-    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra. A page whose parameters
+    `network_spectra` (which takes the options) and `summary` in tnlib.experiments.kernel_spectra.
+    "spectrum-summary-without-start": the latter in the balanced or folded gauge, of what is left of each kernel without its part
+    along what it was before training. A page whose parameters
     are all the published ones is given what is published, and nothing of runs/. Raises `ValueError` for an unknown
     experiment, and for an .npz file with other images than those that the networks of its name were trained on.
     """
