@@ -158,7 +158,7 @@ def test_of_two_that_measure_the_same_one_does_and_the_other_waits(small, monkey
         assert at_work.wait(60)
         path = measure("shrink", "vanilla", small)
     assert path == first.result() and len(evaluated) == len(set(evaluated)) == len(read_table(path)) + 1
-    assert "shrink-vanilla-small-s0: waits for another process that measures it" in capfd.readouterr().err
+    assert "shrink-vanilla-small-s0: waits for another process that makes it" in capfd.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_named(small, tmp_path):

@@ -109,6 +109,10 @@ def test_an_unknown_network_names_what_there_is(name):
         network(name)
 
 
+def test_a_data_set_that_is_called_like_a_device_is_no_device():
+    assert network("resnet50").trained_with("cpu", "cuda") == network("resnet50").trained_with("photos", "cuda")
+
+
 def test_recipes_hold_known_parameters_only_and_do_not_change():
     (_, recipe), (_, on_shapes) = (network("vanilla").trained_with(name, "cpu") for name in ("cifar10", "shapes"))
     assert on_shapes.epochs < recipe.epochs == network("vanilla").recipe.epochs

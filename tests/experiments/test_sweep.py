@@ -186,6 +186,20 @@ def test_whatever_the_default_dtype():
     assert [evaluation.loss for _, evaluation in found] == [evaluation.loss for _, evaluation in expected]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_whatever_the_default_dtype_weights_are_loaded_as_they_are(dtype):
+    expected = load_model("vanilla", "shapes").state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        found = load_model("vanilla", "shapes").state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        elsewhere = load_model("vanilla", "shapes").state_dict()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]) and torch.equal(tensor, elsewhere[name])
+
+
 def test_two_threads_sweep_at_once():
     """While one is traced, torch takes the calls of modules in the whole process."""
     (deep, images), (model, dataset, cells) = model_and_data("resnet18"), vanilla_cells(3)

@@ -4,11 +4,15 @@ import dataclasses
 import datetime
 import json
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from tnlib import Dataset, entanglement_entropy, evaluate, load_model, train
@@ -351,6 +355,43 @@ def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
     assert provenance.git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
     assert provenance.git_commit() == git("rev-parse", "HEAD") + "+changes"
+    (tmp_path / "vendor").mkdir()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "vendor")
+    assert provenance.git_commit() is None, "the commit of a repository around it says nothing of a copy"
+
+
+def test_of_two_that_train_the_same_one_does_and_the_other_waits(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    order, fit, at_work = [], training._fit, threading.Event()
+
+    def slowly(*given):
+        order.append("begins")
+        at_work.set()
+        time.sleep(0.3)
+        found = fit(*given)
+        order.append("ends")
+        return found
+
+    monkeypatch.setattr(training, "_fit", slowly)
+    again = lambda progress: train("vanilla", dataset(), recipe=RECIPE, device="cpu", progress=progress)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(again, False)
+        assert at_work.wait(60)
+        second = again(True)
+    assert order == ["begins", "ends"] * 2 and "waits for another process that makes it" in capfd.readouterr().err
+    for name, tensor in first.result().state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_weights_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+
+    def full(*given, **named):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(OSError, match=r"\.checkpoint cannot be written: No space left on device. Is the disk full\?"):
+        train("vanilla", dataset(), recipe=RECIPE, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["true-labels", "shuffled-labels"])
@@ -460,4 +501,4 @@ def test_numbers_of_a_recipe_are_in_their_range(name, values, message):
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -35,6 +35,12 @@ def test_what_is_not_the_published_figure_says_so():
     assert " with " not in cards.sentence(CARD | {"changed": {}}) and "changes" not in cards.sentence(CARD)
 
 
+def test_what_latex_reads_otherwise_is_escaped_in_bibtex():
+    card = CARD | {"changed": {"dataset": "/home/me/my_data 100%.npz", "without_decay": "a&b #1 $"}}
+    note = parse_string(cards.bibtex(card), "bibtex").entries["tnlib-truncation-map"].fields["note"]
+    assert r"my\_data 100\%.npz" in note and not re.search(r"(?<!\\)[_%&#$]", note)
+
+
 def test_bibtex_has_this_work_with_figure_version_and_commit_and_the_paper():
     entries = parse_string(cards.bibtex(CARD), "bibtex").entries
     ours, paper = entries["tnlib-truncation-map"], entries["singh2024"]

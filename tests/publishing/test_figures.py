@@ -97,10 +97,27 @@ def test_the_card_names_what_the_figure_was_made_from(shown, tmp_path):
     assert card["versions"]["torch"] == version("torch") and card["licence"] == "CC-BY-4.0"
 
 
+def test_the_card_names_tables_of_the_data_sets_that_are_drawn_alone(shown, tmp_path):
+    """A page may have read those of a second one, too."""
+    for name in ("cifar100", "cifar10"):
+        results("controls", "vanilla", name)
+        results("truncation", "vanilla", name)
+    section.values["dataset"] = "cifar10"
+    drawn = {"of-one": DATA, "of-both": DATA.assign(dataset=["cifar10", "cifar100", "cifar10"]), "of-the-other": DATA.assign(dataset="cifar100")}
+    for (id, data), expected in zip(drawn.items(), ({"cifar10"}, {"cifar10", "cifar100"}, {"cifar100"})):
+        figures.figure(draw(), id, "Caption.", ALT, data, sources=("truncation",), claims=())
+        found = json.loads((tmp_path / "figures" / f"{id}.json").read_text())["sources"]
+        assert {source["dataset"] for source in found} == expected
+        for source in found:
+            assert f"-{source['dataset']}-s{source['seed']}.csv" in source["file"]
+            assert source["weights"] == read_card(find_weights("vanilla", source["dataset"], source["seed"]))["sha256"]
+
+
 @pytest.mark.parametrize("sources, added", [(("controls",), " Evaluated on 5,000 class-balanced test images."),
                                             (("controls", "truncation"), " In part evaluated on 5,000 class-balanced test images."),
                                             (("truncation",), ""), (("weights",), "")])
 def test_a_caption_says_on_how_many_images_where_they_are_not_all(shown, tmp_path, sources, added):
+    section.values["dataset"] = "cifar10"
     for experiment in ("controls", "truncation"):
         results(experiment, "vanilla", "cifar10")
     figures.figure(draw(), "a-line", "Caption.", ALT, DATA, sources=sources, claims=())

@@ -82,6 +82,11 @@ def test_what_a_kernel_is_without_its_start_has_the_entropy_that_numpy_finds():
     assert changed
 
 
+def test_only_names_of_cifar_are_written_in_its_way():
+    assert titles("cifar10", "cifar100", "/x/mycifar_crops.npz", "cifar_small.npz") == {
+        "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "/x/mycifar_crops.npz": "mycifar_crops.npz", "cifar_small.npz": "cifar_small.npz"}
+
+
 def test_an_unknown_experiment_names_what_there_is():
     with pytest.raises(ValueError, match="unknown experiment 'retrain': it takes .*'retraining-answers'"):
         results.results("retrain", "vanilla", "shapes")

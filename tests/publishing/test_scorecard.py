@@ -1,5 +1,6 @@
 """The scorecard of what is published: read whole or refused, evaluated as by hand, printed as it is."""
 
+import dataclasses
 import re
 import shutil
 
@@ -196,6 +197,26 @@ def test_a_network_that_is_not_accurate_enough_leaves_numbers_and_no_verdict(car
     found = settled(asking, pair, own)
     assert {v.verdict for v in found.values()} == {"not tested"} and "below the 99 %" in found["1a"].reason
     assert found["1a"].parts == own["1a"].parts and "reduced" in module.label(found["1a"])
+    between = (min(pair.accuracies.values()) + max(pair.accuracies.values())) / 2
+    asking["verdicts"]["least_accuracy"] = {"vanilla": {"cifar10": between}}
+    assert {v.verdict for v in settled(asking, pair, own).values()} == {"not tested"}, "one network of five is enough"
+
+
+def test_tables_of_an_older_version_of_an_experiment_do_not_count(monkeypatch):
+    with_version = evidence.experiment_called
+    monkeypatch.setattr(evidence, "experiment_called", lambda name: dataclasses.replace(with_version(name), version=99))
+    with pytest.raises(FileNotFoundError, match="no published results"):
+        Pair("vanilla", "cifar10").table("truncation")
+
+
+def test_what_ten_percent_is_read_as_is_judged_for_each_reading(card):
+    for pair in card.pairs[:2]:
+        (verdict,) = (v for v in card.of("1a") if (v.model, v.dataset) == (pair.model, pair.dataset))
+        own = {id: judge(claim, pair) for id, claim in card.claims["claims"].items()}
+        for reading, found in verdict.readings.items():
+            alone = judge(card.claims["claims"]["1a"], pair, reading=reading)
+            assert found == settled(card.claims, pair, own | {"1a": alone})["1a"].verdict, reading
+        assert set(verdict.readings) == {"lambda", "w", "epsilon"} and len(set(verdict.readings.values())) > 1
 
 
 def test_of_the_vanilla_network_the_seeds_count_that_were_agreed_on(monkeypatch):
@@ -332,6 +353,13 @@ def test_compressed_networks_are_judged_where_all_that_is_asked_for_is_there(car
     verdict = judge(asked, Pair("vanilla", "cifar10"))
     assert verdict.verdict == "reproduced" and verdict.tables == ("compression.csv",) and len(verdict.parts) == 6
     assert verdict.interim and module.label(verdict) == "✓\u00a0reproduced (interim)", "three of five"
+    spectra = Pair("vanilla", "cifar10")
+    three = claims.Part("(i) ratio", (1.3, 1.4, 1.35), "ratio", 1.25, 1.0, 9)
+    five = claims.Part("(ii) deficit", (0.2, 0.21, 0.2, 0.22, 0.2), "deficit", 0.1, 0.0, 9)
+    monkeypatch.setattr(judging, "_parts", lambda *given: (three, five))
+    assert judge(card.claims["claims"]["2"], spectra).interim, "the part with the fewest networks counts"
+    monkeypatch.undo()
+    monkeypatch.setattr(Pair, "table", lambda self, experiment: (rows, ["compression.csv"]))
     beside = judging._beside(asked, Pair("vanilla", "cifar10"), judging._Finder())
     assert [part.values[0] for part in beside] == pytest.approx([2.0] * 3 + [0.0] * 3) and all(part.threshold is None for part in beside)
     rows = rows[~((rows["arm"] == "narrower") & (rows["budget"] == 0.25) & (rows["seed"] == 1))]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
-from .files import sha256_of, write_json
+from .files import RUNS, sha256_of, write_json
 from .tables import has_card
 from .weights import read_card
 
@@ -72,11 +73,13 @@ def describe_results(folder) -> Path:
     `ValueError` for a column that `COLUMNS` does not describe, before anything is written.
     """
     folder = Path(folder)
-    resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv")) if has_card(path)]
-    package = {"name": "tnlib-results", "title": "Accuracy of convolutional networks with truncated kernels",
-               "licenses": [{"name": "CC-BY-4.0", "path": "https://creativecommons.org/licenses/by/4.0/"}],
-               "resources": resources}
-    write_json(folder / "datapackage.json", package)
+    RUNS.mkdir(exist_ok=True)
+    with FileLock(RUNS / "datapackage.lock"):  # of two, the one that lists the folder later also writes later
+        resources = [_resource(folder, path) for path in sorted((folder / "results").glob("*.csv")) if has_card(path)]
+        write_json(folder / "datapackage.json", {
+            "name": "tnlib-results", "title": "Accuracy of convolutional networks with truncated kernels",
+            "licenses": [{"name": "CC-BY-4.0", "path": "https://creativecommons.org/licenses/by/4.0/"}],
+            "resources": resources})
     return folder / "datapackage.json"
 
 

@@ -7,6 +7,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 ROOT = Path(__file__).resolve().parents[2]  # tnlib is used from its checkout
 PUBLISHED = ROOT / "published"
 RUNS = ROOT / "runs"
@@ -24,6 +26,8 @@ def atomic_path(path):
         yield temporary
         temporary.chmod(0o644)  # mkstemp's 0600 would keep others from reading a published file
         os.replace(temporary, path)
+    except SafetensorError as error:  # which is no OSError
+        raise OSError(f"{path} cannot be written: {error}. Is the disk full?") from None
     finally:
         temporary.unlink(missing_ok=True)
 

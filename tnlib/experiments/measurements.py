@@ -2,7 +2,6 @@
 
 import multiprocessing
 import signal
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .allocator import keep_freed_memory
@@ -24,7 +22,7 @@ from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
 from .retraining import Retraining
-from .store import Store, StoreError
+from .store import Store, alone
 from .sweep import sweep
 from .tables import UNTRUNCATED, has_card, write_table
 from .training import as_trained_on, training_precision
@@ -74,7 +72,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
-    with _alone(kept, progress):
+    with alone(kept, progress):
         store = Store(kept, identity)
         missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
         if missing:
@@ -91,26 +89,6 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                 raise
             store.end(call, seconds=round(time.perf_counter() - begun, 1))
         return write_table(entry, store, path, identity, dataset)
-
-
-@contextmanager
-def _alone(kept: Path, say: bool):
-    """No other process measures meanwhile what is kept at `kept`: of a run made twice, rows and last weights could be of two."""
-    lock = FileLock(kept.with_suffix(".lock"))
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if say:
-                tqdm.write(f"{kept.stem}: waits for another process that measures it", file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        raise StoreError(f"results cannot be kept in {kept.parent}: {error}. Is it a folder, and writable?") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _circumstances(entry, executor) -> dict:

@@ -121,7 +121,7 @@ class Network:
 
     def trained_with(self, dataset: str, device: str) -> tuple[dict, Recipe]:
         """Arguments and recipe on the data set called `dataset`, on a device of the type `device`."""
-        arguments, recipe = self.smaller.get(dataset) or self.smaller.get(device) or ({}, self.recipe)
+        arguments, recipe = (dataset != "cpu" and self.smaller.get(dataset)) or self.smaller.get(device) or ({}, self.recipe)
         return self.arguments | arguments, recipe
 
     def without_decay(self) -> "Network":

@@ -38,6 +38,8 @@ def git_commit() -> str | None:
     def git(*arguments):
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
     try:
+        if git("rev-parse", "--show-prefix").strip():  # a copy inside another repository, whose commit says nothing of it
+            return None
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!published").strip() or git(
             "ls-files", "--others", "--exclude-standard", "--", "tnlib", "book").strip()
         return git("rev-parse", "HEAD").strip() + ("+changes" if changes else "")

@@ -8,11 +8,14 @@ of some cells on part of the images; it goes when they are there on all.
 import hashlib
 import json
 import sqlite3
+import sys
 import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 WAIT_SECONDS = 60  # for another process that writes to the same file
 TOGETHER_SECONDS = 1.0  # what is found within them is kept together: a disk takes as long for one cell as for a hundred
@@ -20,6 +23,26 @@ TOGETHER_SECONDS = 1.0  # what is found within them is kept together: a disk tak
 
 class StoreError(RuntimeError):
     """Results could not be kept or read; what was kept is intact."""
+
+
+@contextmanager
+def alone(kept: Path, say: bool):
+    """No other process makes meanwhile what is kept at `kept`: of a run made twice, rows and last weights could be of two."""
+    lock = FileLock(kept.with_suffix(".lock"))
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if say:
+                tqdm.write(f"{kept.stem}: waits for another process that makes it", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise StoreError(f"results cannot be kept in {kept.parent}: {error}. Is it a folder, and writable?") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Store:

@@ -20,6 +20,7 @@ from .files import RUNS, atomic_path
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
+from .store import alone
 from .weights import as_stored, check_called, check_trained_on, digest, initial_model, read_card, save_weights, stem
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
@@ -76,23 +77,24 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     module = initial_model(identity)
     _set_normalization(module, dataset)
 
-    started, initial_entropy = now(), entropies(module)
-    history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
-    module = module.to(memory_format=torch.contiguous_format).eval()
-    module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
-    test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
-    module = module.cpu()
-    save_weights(module, path, identity | {
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "fingerprint": dataset.fingerprint,
-        "images": {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels),
-                   "test": len(dataset.test_labels)},
-        "shuffled_labels": entry.shuffled,
-        "test_accuracy": test.accuracy, "test_loss": test.loss,
-        "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
-        "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
-        "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
-    checkpoint.unlink(missing_ok=True)
+    with alone(checkpoint, progress):
+        started, initial_entropy = now(), entropies(module)
+        history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
+        module = module.to(memory_format=torch.contiguous_format).eval()
+        module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
+        test, train_set = evaluate(module, dataset), evaluate(module, dataset, split="train")
+        module = module.cpu()
+        save_weights(module, path, identity | {
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "fingerprint": dataset.fingerprint,
+            "images": {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels),
+                       "test": len(dataset.test_labels)},
+            "shuffled_labels": entry.shuffled,
+            "test_accuracy": test.accuracy, "test_loss": test.loss,
+            "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
+            "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
+            "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
+        checkpoint.unlink(missing_ok=True)
     return module
 
 

@@ -134,7 +134,13 @@ def initial_model(card: dict) -> torch.nn.Module:
     """
     with torch.random.fork_rng():
         torch.manual_seed(card["seed"])
-        return network(card["model"]).build(**card["architecture"])
+        return _built(card)
+
+
+def _built(card: dict) -> torch.nn.Module:
+    """On the CPU and in float32, whatever torch's defaults are."""
+    with torch.device("cpu"):
+        return network(card["model"]).build(**card["architecture"]).float()
 
 
 def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
@@ -157,7 +163,7 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     try:
-        model = network(card["model"]).build(**card["architecture"])
+        model = _built(card)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not the network that its card describes: {error}") from None

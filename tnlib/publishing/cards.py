@@ -34,13 +34,22 @@ def check_card(id: str, sources: tuple[str, ...], claims: tuple[str, ...]) -> No
                          f"got {sources!r}")
 
 
-def write_card(folder: Path, card: dict, files: list[str], sources: tuple[str, ...], claims: tuple[str, ...]) -> None:
-    """Write `card` as `id`.json with its files, its claims, and the results and weights behind it, each by its sha256."""
+def drawn_from(sources: tuple[str, ...], data) -> list[dict]:
+    """The files behind a figure, each with its sha256: of those that the page has read for `sources`, the ones about the data
+    sets that `data` has in its column `dataset`, or about the page's own where it has none."""
+    names = data["dataset"].unique() if "dataset" in data else [section.values[name] for name in ("dataset",) if name in section.values]
+    shown = {str(name).split("/")[-1].removesuffix(".npz") for name in names}
+    found = [_source(what, path) for what in sources for path in _files(what)]
+    return [source for source in found if not shown or str(source.get("dataset")).split("/")[-1].removesuffix(".npz") in shown]
+
+
+def write_card(folder: Path, card: dict, files: list[str], sources: list[dict], claims: tuple[str, ...]) -> None:
+    """Write `card` as `id`.json with its files, its claims, and `drawn_from`."""
     id = card["id"]
     section.made += [id] if id not in section.made else []  # a cell may be run again
     write_json(folder / f"{id}.json", card | {
         "claims": list(claims), "files": files, "section": section.name, "place": section.made.index(id),
-        "parameters": section.values, "changed": section.changed, "sources": [_source(what, path) for what in sources for path in _files(what)],
+        "parameters": section.values, "changed": section.changed, "sources": sources,
         "licence": LICENCE, "versions": _made_with()["versions"], "git_commit": _made_with()["git_commit"]})
 
 
@@ -96,7 +105,7 @@ def bibtex(card: dict) -> str:
     work = citation()
     where = f"\n  url = {{{work.repository}}}," if work.repository else ""
     ours = (f"@misc{{tnlib-{card['id']},\n  title = {{{work.title}}},\n  author = {{{work.bibtex_author}}},\n  year = {{{work.date[:4]}}},"
-            f"{where}\n  note = {{{card['kind'].capitalize()} {card['id']}{_with(card)}; version {work.version}, "
+            f"{where}\n  note = {{{card['kind'].capitalize()} {card['id']}{_escaped(_with(card))}; version {work.version}, "
             f"commit {_commit(card)}}}\n}}")
     return f"{ours}\n\n{_entry(PAPER)}"
 
@@ -104,6 +113,11 @@ def bibtex(card: dict) -> str:
 def _with(card):
     changed = ", ".join(f"{name} = {value}" for name, value in card.get("changed", {}).items())
     return f" with {changed}" if changed else ""
+
+
+def _escaped(text):
+    """As LaTeX takes it."""
+    return re.sub(r"([_%#&$])", r"\\\1", text)
 
 
 def _commit(card):

@@ -43,7 +43,10 @@ def read_claims() -> dict:
         claims = yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{CLAIMS} is not valid YAML: {error}") from None
-    return claims | {"claims": {claim["id"]: claim for claim in claims["claims"]}}
+    try:
+        return claims | {"claims": {claim["id"]: claim for claim in claims["claims"]}}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{CLAIMS} has no list of claims, each with an id: {type(error).__name__}: {error}") from None
 
 
 def least_accuracy(model: str, dataset: str, claims: dict | None = None) -> float:

@@ -13,9 +13,9 @@ import pandas as pd
 from IPython.display import display
 from myst_nb import glue
 
-from ..experiments.files import atomic_path
+from ..experiments.files import ROOT, atomic_path
 from ..experiments.weights import read_card
-from .cards import about, check_card, write_card
+from .cards import about, check_card, drawn_from, write_card
 from .pictures import check_picture, write_pictures
 from .section import section
 
@@ -60,6 +60,7 @@ def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tu
         check_picture(fig, data)
     except ValueError as error:
         raise ValueError(f"figure {id!r}: {error}") from None
+    sources = drawn_from(sources, data)
     caption += _on_fewer_images(sources)
     folder, card = section.folder / "figures", {"id": id, "kind": "figure", "caption": caption, "alt": alt}
     files = write_pictures(fig, folder, id, about(card))
@@ -80,6 +81,7 @@ def table(frame: pd.DataFrame, id: str, caption: str, sources: tuple[str, ...], 
     _check_labels(id, caption)
     _check_data(id, frame)
     check_card(id, sources, claims)
+    sources = drawn_from(sources, frame)
     folder, caption = section.folder / "figures", caption + _on_fewer_images(sources)
     write_card(folder, {"id": id, "kind": "table", "caption": caption}, [_write_data(folder, id, frame)], sources, claims)
     shown = frame if text is None else text
@@ -118,9 +120,9 @@ def _check_labels(id, caption):
         raise ValueError(f"{id!r}: the caption is empty")
 
 
-def _on_fewer_images(sources) -> str:
-    """A sentence for the caption where the tables read for `sources`, or some, are about a part of the test images."""
-    cards = [read_card(path) for source in sources for path in section.read.get(source, ()) if path.suffix == ".csv"]
+def _on_fewer_images(sources: list[dict]) -> str:
+    """A sentence for the caption where the tables among `sources`, or some, are about a part of the test images."""
+    cards = [read_card(ROOT / source["file"]) for source in sources if source["file"].endswith(".csv")]
     numbers = [card["test_images"]["number"] for card in cards if "test_images" in card]
     if not numbers:
         return ""

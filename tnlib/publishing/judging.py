@@ -131,10 +131,10 @@ def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str 
     parts = _parts(claim, pair, thresholds or claim["thresholds"], reading, find)
     verdict = NOT_TESTED if find.missing else worst(parts)
     reason = "; ".join(dict.fromkeys(find.missing)) or reason_of(parts, verdict)
-    measured = {part.interval.n for part in parts if part.verdict is not None and part.kind != "sign"}
+    own = [part.interval.n for part in parts if part.verdict is not None and part.kind != "sign" and not part.name.startswith("(iii)")]
     return Verdict(claim["id"], pair.model, pair.dataset, verdict, reason, parts,
                    tables=tuple(dict.fromkeys(find.tables)), missing=tuple(dict.fromkeys(find.missing)),
-                   interim=verdict != NOT_TESTED and max(measured, default=0) < len(COUNTED_SEEDS.get(pair.model, ())))
+                   interim=verdict != NOT_TESTED and min(own, default=0) < len(COUNTED_SEEDS.get(pair.model, ())))
 
 
 def settled(claims: dict, pair: Pair, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:

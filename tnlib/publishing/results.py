@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from functools import cache, partial
 from pathlib import Path
 
@@ -236,4 +237,4 @@ def stand_in(shown: str, model: str) -> str:
 
 def titles(*datasets: str) -> dict[str, str]:
     """Name → what a page calls a data set, each once, in their order."""
-    return {name: name.split("/")[-1].replace("cifar", "CIFAR-") for name in datasets}
+    return {name: re.sub(r"^cifar(?=\d+$)", "CIFAR-", name.split("/")[-1]) for name in datasets}

@@ -19,8 +19,9 @@ from typing import Any
 
 import nbformat
 import torch
+import yaml
 from filelock import FileLock, Timeout
-from sphinx_external_toc.parsing import parse_toc_yaml
+from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 from traitlets.config import Config
 
 from ..experiments.files import PUBLISHED, ROOT, RUNS, write_json
@@ -28,6 +29,7 @@ from ..experiments.provenance import RECORDED, now, provenance
 from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
 from .section import ASKED, OUTPUT_VARIABLE, digest, own_results
 
+LONGEST_TMP = 60  # letters; the path of a socket may have about a hundred
 PACKAGES = (*RECORDED, "matplotlib", "papermill", "jupyter-book")  # whose versions the record of a run names
 
 
@@ -87,7 +89,11 @@ class Job:
 
 def sections() -> dict[str, Section]:
     """Name → section, of the notebooks in `_toc.yml`, in its order."""
-    paths = [ROOT / f"{name}.ipynb" for name in parse_toc_yaml(ROOT / "_toc.yml")]
+    try:
+        names = parse_toc_yaml(ROOT / "_toc.yml")
+    except (MalformedError, yaml.YAMLError) as error:
+        raise ParameterError(f"{ROOT / '_toc.yml'} cannot be read: {error}") from None
+    paths = [ROOT / f"{name}.ipynb" for name in names]
     found = [path for path in paths if path.is_file()]
     return {path.stem.lstrip("0123456789_"): Section(path.stem.lstrip("0123456789_"), path) for path in found}
 
@@ -201,7 +207,8 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
     begun = time.perf_counter()
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
-        with tempfile.TemporaryDirectory(prefix="tnlib-") as sockets, _environment(asked):
+        short = "/tmp" if len(tempfile.gettempdir()) > LONGEST_TMP and os.access("/tmp", os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="tnlib-", dir=short) as sockets, _environment(asked):
             # Files of this user instead of ports of this machine: no two kernels meet, and no warning on the page.
             local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
             papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
