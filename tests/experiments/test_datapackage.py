@@ -1,11 +1,13 @@
 """The description of the published tables fits them."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import frictionless
 import pytest
 
-from tnlib.experiments import catalogue
+from tnlib.experiments import catalogue, datapackage
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS, describe_results
 from tnlib.experiments.files import PUBLISHED
@@ -76,3 +78,30 @@ def test_the_readme_beside_the_results_names_every_experiment():
     text = (PUBLISHED / "README.md").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
         assert f"| `{name}` |" in text
+
+
+def test_of_two_that_describe_at_once_none_loses_a_table(small, tmp_path, monkeypatch):
+    """While one has listed the tables and not yet written, another adds one and describes it."""
+    paths = [measure(name, "vanilla", small, folder=tmp_path / "results", progress=False) for name in ("shrink", "joint")]
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in (paths[1], paths[1].with_suffix(".json")):
+        path.rename(away / path.name)
+    listed, added, resource = threading.Event(), threading.Event(), datapackage._resource
+
+    def slowly(folder, path):
+        if not listed.is_set():
+            listed.set()
+            added.wait(1)  # the other waits for this one, or is done within it
+        return resource(folder, path)
+
+    monkeypatch.setattr(datapackage, "_resource", slowly)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(describe_results, tmp_path)
+        assert listed.wait(60)
+        for path in away.iterdir():
+            path.rename(tmp_path / "results" / path.name)
+        describe_results(tmp_path)
+        added.set()
+        first.result()
+    assert len(package(tmp_path)["resources"]) == 2
