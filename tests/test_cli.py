@@ -24,6 +24,7 @@ def run(*words):
     (("run", "spectra", "--profile", "shapes", "-p", "dataset", "cifar10"), "the profile 'shapes' goes with dataset = 'shapes'"),
     (("run", "spectra", "--profile", "shapes", "-p", "profile", "published"), "--profile shapes and -p profile published do not go together"),
     (("build", "--profile", "published", "-p", "profile", "shapes"), "--profile published and -p profile shapes do not go together"),
+    (("run", "spectra", "-p", "seed", "1", "-p", "seed", "2"), "-p seed is given 2 times"),
     (("run", "spectre"), "unknown section 'spectre': it takes formalism, spectra"),
     (("build", "-p", "rnak", "3"), "no section has a parameter 'rnak'"),
     (("build", "--only", "spectre"), "unknown section 'spectre'"),

@@ -252,6 +252,9 @@ def fetch(names, data):
 
 def _values(given):
     from .publishing.parameters import parse_value
+    names = [name for name, _ in given]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"-p {twice[0]} is given {names.count(twice[0])} times; a run takes one value of a parameter")
     return {name: parse_value(text) for name, text in given}
 
 

@@ -1,6 +1,7 @@
 """Paired drops against published intervals, exact enumeration and simulation; one-point ranks against worked curves."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -357,3 +358,13 @@ def test_a_barrier_is_below_the_line_between_the_ends(accuracy, height):
 def test_a_path_has_two_ends_and_goes_one_way(position, accuracy):
     with pytest.raises(ValueError, match="positions ascending"):
         barrier(position, accuracy)
+
+
+def test_so_few_images_that_nothing_can_be_shown_to_be_harmless_are_warned_of():
+    cells = table_of(("conv1", "OUT", (0, 0, 0, 0, 0)))
+    for images, few in ((267, True), (268, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = one_points(cells.assign(images=images))
+        assert (found["censored"] == ("below" if few else "above")).all()
+        assert [f"{images} images cannot show" in str(warning.message) for warning in caught] == [True] * few

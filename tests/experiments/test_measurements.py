@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+from torch import nn
 
 from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights, workers
 from tnlib.experiments import experiment as experiment_module, sweep as sweep_module
@@ -375,3 +376,8 @@ def test_workers_end_when_the_measurement_is_terminated(tmp_path):
     assert parent.wait(60) != 0
     with pytest.raises(ProcessLookupError):  # the parent has waited for its end
         os.kill(worker, 0)
+
+
+def test_layers_whose_patches_have_no_one_second_moment_are_left_out(small):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 5, 3))
+    assert Subject("own", model, small, 0).moments().keys() == {"3"}

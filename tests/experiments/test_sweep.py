@@ -175,6 +175,12 @@ def test_in_inference_mode_it_is_traced_as_elsewhere():
     assert [evaluation.loss for _, evaluation in found] == [evaluation.loss for _, evaluation in run(model, dataset, cells)]
 
 
+def test_on_a_single_image():
+    model, dataset, cells = vanilla_cells(3)
+    expected, found = (list(tnlib.sweep(model, dataset, cells, images=images, progress=False)) for images in (range(len(dataset.test_labels)), [7]))
+    assert [evaluation.correct.tolist() for _, evaluation in found] == [[evaluation.correct[7]] for _, evaluation in expected]
+
+
 def test_whatever_the_default_dtype():
     model, dataset, cells = vanilla_cells(2)
     expected = run(model, dataset, cells)

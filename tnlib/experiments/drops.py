@@ -5,6 +5,7 @@ A cell is one truncated network evaluated on the images of its untruncated one; 
 """
 
 import math
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -247,6 +248,9 @@ def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
     `cells` has `rank, max_rank, norm_kept, relative_error, images, lost, gained`; a rank twice in one curve, as where
     `by` lacks a seed or a draw, raises `ValueError`.
     """
+    if len(cells) and not harmless(0, 0, fewest := cells["images"].min()):
+        warnings.warn(f"{fewest} images cannot show that a drop is below {MARGIN:g} point, even where no answer is lost (268 can): "
+                      "nothing counts as harmless", stacklevel=2)
     rows = []
     for key, curve in cells.sort_values("rank", ascending=False).groupby(list(by), sort=False, observed=True):
         found = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"],

@@ -101,7 +101,8 @@ class Subject:
 
     def moments(self, layers=None) -> dict[str, torch.Tensor]:
         """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one."""
-        whole = [layer for layer in layers or conv_kernels(self.model) if self.model.get_submodule(layer).groups == 1]
+        convolutions = {layer: self.model.get_submodule(layer) for layer in layers or conv_kernels(self.model)}
+        whole = [layer for layer, module in convolutions.items() if module.groups == 1 and module.padding_mode == "zeros"]
         return {} if not whole else patch_moments(self.model, self.dataset, images=self.train_images, layers=whole)
 
 
