@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from tnlib.experiments import tables, weights
 from tnlib.experiments.datasets import load_dataset
+from tnlib.experiments.drops import one_points
 from tnlib.experiments.gauges import balanced
 from tnlib.experiments.networks import NETWORKS, conv_kernels, network
 from tnlib.experiments.tables import find_table, read_table
@@ -219,3 +220,19 @@ def test_layers_of_the_spectra_are_any_collection_and_misspelt_ones_are_named():
     assert set(found["layer"]) == {"conv3"} and found.equals(results.results("spectra", "vanilla", "shapes", layers=("conv3",)))
     with pytest.raises(ValueError, match="unknown layer 'conv9': the model's convolutions are 'conv1', 'conv2'"):
         results.results("spectrum-summary", "vanilla", "shapes", layers=["conv9"])
+
+
+def test_what_chapter_3_says_of_one_data_set_in_words_holds():
+    """How the rise to the last layer is shared, and in which layers shrinking to the same error does less harm."""
+    for dataset, low, high in (("cifar10", 0.7, 0.85), ("cifar100", 0.5, 0.6)):
+        cells = results.results("truncation", "vanilla", dataset).query("split == 'test'")
+        star = one_points(cells, ("seed", "layer", "cut")).groupby("layer")["lambda_star"].mean()
+        assert low < (star["conv4"] - star["conv3"]) / (star["conv4"] - star["conv2"]) < high
+    cells, shrunk = (results.results(name, "vanilla", "cifar10") for name in ("truncation", "shrink"))
+    cells = cells[(cells["split"] == "test") & (cells["accuracy_drop"] > 1)]
+    less = {}
+    for (layer, seed), found in cells.groupby(["layer", "seed"]):
+        curve = shrunk[(shrunk["layer"] == layer) & (shrunk["seed"] == seed)].assign(error=lambda rows: 1 - rows["norm_kept"]).sort_values("error")
+        found = found[found["relative_error"] <= curve["error"].max()]
+        less.setdefault(layer, []).extend(np.interp(found["relative_error"], curve["error"], curve["accuracy_drop"]) < found["accuracy_drop"])
+    assert min(np.mean(less["conv1"]), np.mean(less["conv2"])) > 0.5 and max(np.mean(less["conv3"]), np.mean(less["conv4"])) < 0.15

@@ -157,7 +157,7 @@ EXPERIMENTS = {
     "cp": Experiment(lambda its, **given: cp_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
                      settings=_of_cp),
     "tensor-ring": Experiment(lambda its, **given: ring_truncations(its.model, layers=its.sampled, **given), ("layer", "rank"),
-                       settings=_of_ring),
+                              settings=_of_ring),
     "controls": Experiment(_controls, ("kind", "layer", "cut", "rank"), images=CONTROL_IMAGES,
                            settings=lambda its: {"seed": its.seed}, weighed=False, train_images=True, reducible=True),
     "gauges": Experiment(_gauges, ("gauge", "layer", "cut", "rank"), images=CONTROL_IMAGES,

@@ -126,6 +126,21 @@ def entropies(model: torch.nn.Module) -> dict[str, dict[str, float]]:
             for layer, kernel in conv_kernels(model).items() if kernel.shape[2:].numel() > 1}
 
 
+def entropies_without_start(model: torch.nn.Module, start: torch.nn.Module, asked: Collection[str]) -> dict[tuple[str, str, str], float]:
+    """(layer, cut, gauge) → entropy in bits of K − ⟨K, K₀⟩K₀/‖K₀‖², for those `asked` of the model's gauges.
+
+    K₀: the kernel of `start`, which is the model before its training, in the gauge of K.
+    """
+    own, first, found = conv_kernels(model), conv_kernels(start), {}
+    for gauge, rescaled in gauges(model).items():
+        for layer, kernel in conv_kernels(rescaled).items() if gauge in asked else ():
+            factors = (kernel * own[layer]).sum((2, 3), keepdim=True) / own[layer].square().sum((2, 3), keepdim=True)  # [OUT, IN, 1, 1]
+            before = first[layer] * factors
+            left = kernel - (kernel * before).sum() / before.square().sum() * before
+            found |= {(layer, cut.name, gauge): float(entanglement_entropy(left, cut)) for cut in distinct_cuts(left.shape)}
+    return found
+
+
 def seen_taps(model: torch.nn.Module, image_size: int) -> pd.DataFrame:
     """How much of every kernel larger than 1×1 meets data at all: one row a layer, in forward order.
 

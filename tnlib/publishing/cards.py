@@ -37,10 +37,11 @@ def check_card(id: str, sources: tuple[str, ...], claims: tuple[str, ...]) -> No
 def drawn_from(sources: tuple[str, ...], data) -> list[dict]:
     """The files behind a figure, each with its sha256: of those that the page has read for `sources`, the ones about the data
     sets that `data` has in its column `dataset`, or about the page's own where it has none."""
+    from ..experiments.weights import data_name  # here, and below: pages are rendered without torch, which takes seconds to load
     names = data["dataset"].unique() if "dataset" in data else [section.values[name] for name in ("dataset",) if name in section.values]
-    shown = {str(name).split("/")[-1].removesuffix(".npz") for name in names}
+    shown = {data_name(str(name)) for name in names}
     found = [_source(what, path) for what in sources for path in _files(what)]
-    return [source for source in found if not shown or str(source.get("dataset")).split("/")[-1].removesuffix(".npz") in shown]
+    return [source for source in found if not shown or data_name(str(source.get("dataset"))) in shown]
 
 
 def write_card(folder: Path, card: dict, files: list[str], sources: list[dict], claims: tuple[str, ...]) -> None:
@@ -56,7 +57,7 @@ def write_card(folder: Path, card: dict, files: list[str], sources: list[dict], 
 def _files(what: str) -> list[Path]:
     if what != WEIGHTS:
         return section.read[what]
-    from ..experiments.weights import find_weights  # here, and below: pages are rendered without torch, which takes seconds to load
+    from ..experiments.weights import find_weights
     return [find_weights(*(section.values[name] for name in ("model", "dataset", "seed")))]
 
 

@@ -15,7 +15,8 @@ from .claims import WORST_FIRST, Part, share_part
 
 SHALLOW, DEEP = "conv2", "conv4"  # claim 1b's layers 2 and 4 of the vanilla network
 ROUNDING = 1e-9  # a kernel shrunk to 0.9 has λ = 1 − 0.9 = 0.09999999999999998
-OF_THE_FUNCTION = ("balanced", "folded")  # gauges that follow from the network's function: a network has one of them
+ASKED_GAUGES = ("balanced", "folded")  # in which claim 2 is asked: a network has one of them
+WITHOUT_DECAY = "(iii) the same without weight decay"  # a part that other networks decide
 
 
 def reached(lambda_star, loss: float):
@@ -96,9 +97,9 @@ def correlation_compression(ratios, deficits, without_decay, thresholds: dict) -
         parts.append(Part("(i) ε* of truncations over ε* of matched noise", tuple(means), "ratio", thresholds["ratio"],
                           thresholds["refuted_if_upper_bound_at_most"], len(ratios)))
     for name, table in (("(ii) median entropy deficit", deficits),
-                        ("(iii) the same without weight decay", without_decay)):
+                        (WITHOUT_DECAY, without_decay)):
         if table is not None:
-            values, cells = _median_deficits(table, OF_THE_FUNCTION, thresholds)
+            values, cells = _median_deficits(table, ASKED_GAUGES, thresholds)
             parts.append(Part(name, values, "deficit", thresholds["median_deficit"], 0.0, cells))
     return tuple(parts)
 

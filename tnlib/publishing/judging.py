@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from ..experiments.statistics import percentile_interval
-from .claim_tests import (DEEP, SHALLOW, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
+from .claim_tests import (DEEP, SHALLOW, WITHOUT_DECAY, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
                           deficit_in, harmless_truncations, minima, more_effective, reached, recovered, same_minimum,
                           share_of_curves, specificity)
 from .claims import NOT_TESTED, READINGS, Part, Verdict, corrected, least_accuracy, reason_of, worst
@@ -131,7 +131,7 @@ def judge(claim: dict, pair: Pair, thresholds: dict | None = None, reading: str 
     parts = _parts(claim, pair, thresholds or claim["thresholds"], reading, find)
     verdict = NOT_TESTED if find.missing else worst(parts)
     reason = "; ".join(dict.fromkeys(find.missing)) or reason_of(parts, verdict)
-    own = [part.interval.n for part in parts if part.verdict is not None and part.kind != "sign" and not part.name.startswith("(iii)")]
+    own = [part.interval.n for part in parts if part.verdict is not None and part.kind != "sign" and part.name != WITHOUT_DECAY]
     return Verdict(claim["id"], pair.model, pair.dataset, verdict, reason, parts,
                    tables=tuple(dict.fromkeys(find.tables)), missing=tuple(dict.fromkeys(find.missing)),
                    interim=verdict != NOT_TESTED and min(own, default=0) < len(COUNTED_SEEDS.get(pair.model, ())))

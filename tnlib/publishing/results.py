@@ -13,16 +13,13 @@ import torch
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
 from ..experiments.datasets import load_dataset
 from ..experiments.files import PUBLISHED, RUNS
-from ..experiments.gauges import gauges
-from ..experiments.kernel_spectra import entropies, network_spectra, summary
+from ..experiments.kernel_spectra import entropies, entropies_without_start, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels, network
 from ..experiments.tables import find_table, read_answers, read_spectra, read_table
 from ..experiments.training import as_trained_on
 from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
-from ..tensors.cuts import distinct_cuts
-from ..tensors.spectra import entanglement_entropy
-from .claim_tests import OF_THE_FUNCTION
+from .claim_tests import ASKED_GAUGES
 from .claims import least_accuracy
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
@@ -63,19 +60,13 @@ def _initial_overlap(model: str, dataset: str) -> pd.DataFrame:
 
 
 def _without_start(model: str, dataset: str) -> pd.DataFrame:
-    """The kernels' rows of "spectrum-summary" in the balanced or folded gauge, of what is left of each without its part along what it was before training."""
+    """The kernels' rows of "spectrum-summary" in `ASKED_GAUGES`, with the entropies of `entropies_without_start`."""
     bits = {}
     for seed in trained_seeds(model, dataset):
-        trained = load_model(model, dataset, seed)
-        own, first = conv_kernels(trained), conv_kernels(initial_model(read_card(find_weights(model, dataset, seed))))
-        for gauge, rescaled in gauges(trained).items():
-            for layer, kernel in conv_kernels(rescaled).items() if gauge in OF_THE_FUNCTION else ():
-                factors = (kernel * own[layer]).sum((2, 3), keepdim=True) / own[layer].square().sum((2, 3), keepdim=True)  # [OUT, IN, 1, 1]
-                start = first[layer] * factors
-                left = kernel - (kernel * start).sum() / start.square().sum() * start
-                bits |= {(seed, layer, cut.name, gauge): float(entanglement_entropy(left, cut)) for cut in distinct_cuts(left.shape)}
+        start = initial_model(read_card(find_weights(model, dataset, seed)))
+        bits |= {(seed, *place): entropy for place, entropy in entropies_without_start(load_model(model, dataset, seed), start, ASKED_GAUGES).items()}
     columns = ["seed", "layer", "cut", "gauge", "kind", "max_rank", "entropy", "deficit", "deficit_share"]
-    rows = summary(_spectra(model, dataset)).query("kind == 'kernel' and gauge in @OF_THE_FUNCTION")[columns]
+    rows = summary(_spectra(model, dataset)).query("kind == 'kernel' and gauge in @ASKED_GAUGES")[columns]
     entropy = np.array([bits[key] for key in zip(*(rows[name] for name in columns[:4]))])
     deficit = rows["deficit"] + rows["entropy"] - entropy
     return rows.assign(entropy=entropy, deficit=deficit, deficit_share=deficit / np.log2(rows["max_rank"]))
