@@ -2,12 +2,12 @@
 
 The networks are published ones, on drawn images, and the cells those of `tnlib measure truncation`, with every rank
 of its grid; of ResNet-50 every eighth layer and two cuts. The plain way is an SVD for each cell, the weight swapped
-in, and the whole eval-mode model run in inference mode, on batches of a thousand images as `tnlib.evaluate` takes
-them (`--batch` for others; the sweep chooses its own). Both ways run in turn, layer by layer, in the same process
-with the same threads, and must count the same correct images (but for ties). Prints the ratios of wall time, the peak
-memory, and the share of the sweep's time inside convolutions.
+in, and the whole eval-mode model run in inference mode, on batches of a hundred images as `tnlib.evaluate` takes
+them (`--batch` for others: larger ones are slower on a CPU; the sweep chooses its own). Both ways run in turn, layer
+by layer, in the same process with the same threads, and must count the same correct images (but for ties). Prints the
+ratios of wall time, the peak memory, and the share of the sweep's time inside convolutions.
 
-    python benchmarks/truncation.py [--images 2000] [--threads 2] [--batch 1000] [--cpu-time]
+    python benchmarks/truncation.py [--images 2000] [--threads 2] [--batch 100] [--cpu-time]
 """
 
 import argparse
@@ -120,7 +120,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000, help="images of each cell (default 2000)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
-    parser.add_argument("--batch", type=int, default=1000, help="images in a batch of the plain way (default 1000)")
+    parser.add_argument("--batch", type=int, default=100, help="images in a batch of the plain way (default 100)")
     parser.add_argument("--cpu-time", action="store_true", help="ratios of CPU time, on a machine that others use too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -418,6 +418,19 @@ def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
     assert kinds == {"CP", "Tucker-2", "train", "ring", "cut OUT,IN"}
 
 
+def test_ranks_that_the_first_kernel_does_not_allow(tmp_path):
+    """conv1 reads three channels: of each kind of network there is what it allows, once."""
+    command = [sys.executable, "-m", "papermill", str(sections()["formalism"].path), "out.ipynb", "-p", "layer", "conv1",
+               "-y", "ranks: [8, 32, 64]", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {OUTPUT_VARIABLE: str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "figures" / "formalism-costs.csv")
+    assert table.groupby("kind").size().to_dict() == {"CP": 2, "Tucker": 2, "tensor train": 2, "tensor ring": 1, "cut OUT,KW": 2,
+                                                      "spatially separable": 1, "depthwise separable": 1}
+    exact = table[table["rank"] == 32].set_index("kind")["relative error"]
+    assert exact.drop("CP").max() < 1e-6 and exact["CP"] < 1e-3
+
+
 def test_a_network_that_is_not_measured_says_what_to_do_without_its_data(no_data, tmp_path):
     command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "model", "vanilla-constant",
                "-p", "compare", "cifar10", "--no-progress-bar"]
