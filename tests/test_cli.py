@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from tnlib.cli import main
-from tnlib.experiments import datapackage, measurements, training, verification, weights
+from tnlib.experiments import datapackage, files, measurements, training, verification, weights
 from tnlib.experiments.files import PUBLISHED, ROOT, RUNS
 from tnlib.publishing import building
 
@@ -33,6 +33,7 @@ def run(*words):
     (("train", "vanilla", "shapes", "--seed", "99999999999999999999"), "is not in the range 0<=x<=2147483647"),
     (("train", "vanilla", "shape"), "unknown data set 'shape'"),
     (("train", "vanilla", "shapes", "--seed", "-1"), "-1"),
+    (("train", "vanilla", "shapes", "--publish"), "vanilla-shapes-s0.safetensors is trained already: move it and its card elsewhere"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_bad_input(words, message):
     result = run(*words)
@@ -49,11 +50,21 @@ def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, 
     monkeypatch.setattr(weights, "read_card", lambda path: {"test_accuracy": 0.875})
     monkeypatch.setattr(measurements, "measure", lambda *arguments: asked.append(arguments[4]))
     monkeypatch.setattr(datapackage, "describe_results", lambda folder: asked.append(f"described {folder}"))
-    assert (f"Weights: {folder / 'weights' / 'vanilla-shapes-s3.safetensors'} (87.5 % of the test images are answered right)"
-            in run("train", "vanilla", "shapes", "--seed", "3", *publish).output)
+    path = folder / "weights" / "vanilla-shapes-s3.safetensors"
+    monkeypatch.setattr(weights, "find_weights", lambda *network: path)
+    result = run("train", "vanilla", "shapes", "--seed", "3", *publish)
+    assert result.exit_code == 0 and f"Weights: {path} (87.5 % of the test images are answered right)" in result.output
     assert run("measure", "shrink", "vanilla", "shapes", *publish).exit_code == 0
     assert asked[:2] == [("vanilla", "shapes", 3, folder / "weights"), folder / "results"]
     assert [what for what in asked[2:]] == ([f"described {PUBLISHED}"] if publish else [])
+
+
+def test_whoever_trains_a_published_network_is_told_which_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "RUNS", tmp_path)
+    monkeypatch.setattr(training, "train", lambda *arguments, folder: None)
+    monkeypatch.setattr(weights, "read_card", lambda path: {"test_accuracy": 0.875})
+    result = run("train", "vanilla", "shapes")
+    assert result.exit_code == 0 and f"is still loaded from {PUBLISHED / 'weights' / 'vanilla-shapes-s0.safetensors'}" in result.output
 
 
 def test_what_a_stopped_measurement_leaves_in_published_is_described(monkeypatch):

@@ -66,20 +66,26 @@ def run(section, profile, given):
 @DATA
 @click.option("--publish", is_flag=True, help="Write to published/weights instead of runs/weights.")
 def train(model, dataset, seed, data, publish):
-    """Train MODEL on DATASET and write its weights and their card. Goes on where it was cut off."""
+    """Train MODEL on DATASET and write its weights and their card. Goes on where it was cut off; what is trained already is
+    not trained anew."""
     from .experiments.allocator import keep_freed_memory
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.networks import network
+    from .experiments.tables import has_card
     from .experiments.training import train
-    from .experiments.weights import read_card, stem
+    from .experiments.weights import find_weights, read_card, stem
     keep_freed_memory()
     network(model)  # an unknown name stops here, before the data set is read
     folder = (PUBLISHED if publish else RUNS) / "weights"
     images = load_dataset(dataset, data)
-    train(model, images, seed, folder=folder)
     path = folder / f"{stem(model, images.name, seed)}.safetensors"
+    if has_card(path):
+        raise ValueError(f"{path} is trained already: move it and its card elsewhere to train the network anew")
+    train(model, images, seed, folder=folder)
     click.echo(f"Weights: {path} ({100 * read_card(path)['test_accuracy']:.1f} % of the test images are answered right)")
+    if (first := find_weights(model, images.name, seed)) != path:
+        click.echo(f"Published weights come before your own: this network is still loaded from {first}")
 
 
 @main.command()
