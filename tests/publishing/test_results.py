@@ -171,13 +171,17 @@ def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monke
         results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))
 
 
-def test_networks_are_described_as_a_caption_does():
+def test_networks_are_described_as_a_caption_does(monkeypatch):
     assert about_networks("vanilla", "shapes") == "6 epochs, 98.8 % right, n = 1"
     (card,) = [card for card in published_networks() if card["file"] == "resnet50-cifar10-s0.safetensors"]
     assert about_networks("resnet50", "cifar10").endswith(f"{card['recipe']['epochs']} epochs, {100 * card['test_accuracy']:.1f} % right, n = 1")
     assert about_networks("resnet50", "cifar10").startswith("first layer of stride 1, ")
     of = [read_card(find_weights("vanilla", "cifar10", seed))["test_accuracy"] for seed in (1, 3)]
     assert f"{50 * sum(of):.1f} % right, n = 2" in about_networks("vanilla", "cifar10", seeds=[3, 1])
+    monkeypatch.setattr(results, "least_accuracy", lambda model, dataset: of[0])
+    assert about_networks("vanilla", "cifar10", seeds=[1]).endswith("n = 1")
+    monkeypatch.setattr(results, "least_accuracy", lambda model, dataset: of[0] + 0.0001)
+    assert about_networks("vanilla", "cifar10", seeds=[1]).endswith("n = 1, reduced")
 
 
 def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypatch):

@@ -140,6 +140,10 @@ def test_a_page_is_stale_when_the_library_what_is_published_or_a_package_changes
         assert stale() == ["tnlib changed"] and stale() == []
         (tmp_path / "ROOT" / "book").mkdir(), (tmp_path / "ROOT" / "book" / "claims.yml").write_text("1")
         assert stale() == ["its text changed"] and stale() == []
+        (tmp_path / "ROOT" / "CITATION.cff").write_text("1")  # its authors are in what a page says of how to cite it
+        assert stale() == ["its text changed"] and stale() == []
+        (tmp_path / "ROOT" / "tnlib" / "x.mplstyle").write_text("1")
+        assert stale() == ["tnlib changed"] and stale() == []
         (tmp_path / "PUBLISHED" / "a.csv").write_text("1")
         assert stale() == ["published/ changed"] and stale() == []
         installed[0] = SimpleNamespace(name="torch", version="2", metadata={"Name": "torch"})

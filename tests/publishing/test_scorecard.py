@@ -271,9 +271,21 @@ def checked(card):
 
 
 def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_anew(nothing_drawn_anew, checked):
-    for id in ("1a", "1b", "2", "3", "5"):
-        part = checked(id)[0]
-        assert part.check.low == pytest.approx(part.interval.estimate) == part.check.high, id
+    for id, count in {"1a": 2, "1b": 1, "2": 1, "3": 1, "5": 6}.items():
+        parts = [part for part in checked(id) if part.check]
+        assert len(parts) == count
+        for part in parts:
+            assert part.check.low == pytest.approx(part.interval.estimate) == part.check.high, (id, part.name)
+
+
+def test_the_bootstrap_draws_networks_with_replacement_and_leaves_replicates_together():
+    networks, replicates = 5, 200
+    values = np.arange(networks)[:, None, None] + 10 * np.arange(replicates) + np.zeros((networks, 3, replicates))
+    drawn = evidence._networks_drawn(values)
+    assert drawn.shape == (replicates, networks, 3) and (drawn // 10 == np.arange(replicates)[:, None, None]).all()
+    assert (drawn % 10 == drawn[..., :1] % 10).all(), "a network keeps its values together"
+    distinct = np.array([len(set(of)) for of in drawn[..., 0] % 10])
+    assert distinct.mean() == pytest.approx(networks * (1 - (1 - 1 / networks) ** networks), abs=0.2), "with replacement"
 
 
 def test_the_bootstrap_stands_beside_the_interval(monkeypatch, checked):
