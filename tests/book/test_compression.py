@@ -117,9 +117,13 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
 
 
 def test_what_the_chapter_says_in_words_of_a_second_data_set_holds():
-    """At an eighth the rule with the first layer whole picks a cut that does badly, and the maps keep their lead; so do errors at the outputs."""
-    (path,) = (PUBLISHED / "results").glob("compression-vanilla-cifar100-s*.csv")
-    rows = read_table(path).query("budget == 0.125").set_index(["arm", "epoch"])
-    assert set(rows.loc[("fraction-inner", 0), "cuts"].split()) == {"-", "OUT,IN"} and rows.loc[("fraction-inner", 0), "accuracy"] < 0.1
-    last = 100 * rows["accuracy"].xs(5, level="epoch")
-    assert last["map"] - last["fraction-inner"] > 5 and abs(last["map"] - last["data-aware"]) < 1
+    """Where the rule with the first layer whole picks OUT,IN at an eighth, it does badly, and the maps keep their lead; so do errors at the
+    outputs."""
+    tables = sorted((PUBLISHED / "results").glob("compression-vanilla-cifar100-s*.csv"))
+    assert tables
+    for path in tables:
+        rows = read_table(path).query("budget == 0.125").set_index(["arm", "epoch"])
+        (cut,) = set(rows.loc[("fraction-inner", 0), "cuts"].split()) - {"-"}
+        last = 100 * rows["accuracy"].xs(5, level="epoch")
+        assert rows.loc[("fraction-inner", 0), "accuracy"] < 0.1 and abs(last["map"] - last["data-aware"]) < 1
+        assert (last["map"] - last["fraction-inner"] > 5) == (cut == "OUT,IN")
