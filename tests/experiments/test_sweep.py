@@ -469,6 +469,8 @@ BAD = {
     "mask": (bad(images=np.ones(200, dtype=bool)), "must be indices"),
     "no images": (bad(images=[]), "must be indices, at least one"),
     "asserts": (bad(model=asserting), r"Sequential does not take images of shape \(32, 32, 3\).*: mine"),
+    "preprocess of batches": (bad(preprocess=lambda images: images / 255 - (images / 255).mean()), "preprocess makes something else of an image alone"),
+    "random preprocess": (bad(preprocess=lambda images: torch.rand(images.permute(0, 3, 1, 2).shape)), "preprocess makes something else of an image alone"),
     "batch statistics": (bad(model=of_its_batch), "answers to an image alone otherwise than in a batch"),
     "tied": (bad([({}, {"0": torch.zeros(3, 3, 3, 3)})], tied), "the layer '0' shares its weight with another module"),
     "parametrised": (bad(cut_truncations(parametrised), parametrised), "the layer '1' computes its weight"),

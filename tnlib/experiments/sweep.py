@@ -57,8 +57,8 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
     Raises `ValueError` (before anything runs, where `replacements` is a list) for an unknown layer, one that computes its
     weight or shares it, a kernel of another shape or dtype, NaN or infinity in a kernel or the model, no replacements, a
-    model without convolutions, that does not take such images or answers to each by its batch, one that cannot be pickled
-    for an executor (or a `preprocess` for its processes), and indices out of range.
+    model without convolutions, that does not take such images or answers to each by its batch (or a `preprocess` that does),
+    one that cannot be pickled for an executor (or a `preprocess` for its processes), and indices out of range.
     """
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor must be a concurrent.futures.Executor or None, got {executor!r}")
@@ -177,10 +177,15 @@ def _chosen(pixels, labels, indices):
 
 
 def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
-    """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one."""
+    """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one, or where `preprocess` does
+    not make them one by one."""
     parameter = next(model.parameters())
     check_device(parameter.device, "the model")
-    probe = prepared(preprocess, torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device), parameter.device)
+    some = torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device)
+    probe, first = (prepared(preprocess, images, parameter.device) for images in (some, some[:1]))
+    if first.shape != probe[:1].shape or not alike(first.double(), probe[:1].double()):
+        raise ValueError("preprocess makes something else of an image alone than in a batch (a mean over the batch, or a random crop?): the "
+                         "accuracy would be that of the batches; take numbers that do not depend on it")
     with CALLS.as_they_are(), eval_mode(model):
         logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
     check_logits(logits, torch.full((len(probe),), int(labels.max())))  # there must be a class for the highest
