@@ -147,7 +147,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
 
     `preprocess` maps a uint8 (N, H, W, C) batch to the model's input; by default to (N, C, H, W) floats in [0, 1].
     The model is put into eval mode for the time. On a CPU larger batches are slower: they leave its caches, and memory that is
-    given back to the system after each is paid for anew (measured with 1,000: 1.5 to 2.2 times as long).
+    given back to the system after each is paid for anew (measured with 1,000: 1.3 to 2.4 times as long).
 
     Raises `ValueError` for an unknown or empty split, a model that does not take the images or is on a device without
     float64, logits that are not (N, classes) or are NaN, a `preprocess` that makes no batch and a batch size below 1, and
