@@ -1,13 +1,21 @@
 """The book itself: its notebooks executed with the `shapes` profile, and the site rendered from them, once."""
 
+import contextlib
+import io
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
 from filelock import FileLock
 from playwright.sync_api import sync_playwright
 
+from tnlib import notebook
+from tnlib.publishing import figures
+from tnlib.publishing.parameters import changed
 from tnlib.publishing.running import Job, run, section_values, sections
+from tnlib.publishing.section import open_section
 from tnlib.publishing.site import render, stage_book
 
 from ..conftest import CHROMIUM
@@ -42,6 +50,44 @@ def site(stage):
         return Path(os.environ["TNLIB_SITE"])
     with FileLock(stage.parent.parent / "render.lock"):
         return render(stage, stage.parent).parent
+
+
+def no_pictures(fig, folder, id, about):
+    """In place of `write_pictures`: an empty file."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{id}.svg").write_text("")
+    return [f"{id}.svg"]
+
+
+@pytest.fixture
+def cells_run_here(monkeypatch, tmp_path):
+    """Runs a chapter's cells in this process, into `tmp_path`: its section's name and parameters → captions of its figures and
+    tables, and values of its text. Pictures are looked at as ever, but not written: that is most of the time."""
+    captions, said = {}, {}
+    for name in ("name", "folder", "values", "changed", "read", "asked", "made", "of_the_book"):  # which `open_section` sets
+        monkeypatch.setattr(figures.section, name, getattr(figures.section, name))
+    monkeypatch.setenv("TNLIB_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(notebook, "parameters", lambda section: None)
+    monkeypatch.setattr(notebook, "value", lambda name, number: said.update({name: number}))
+    monkeypatch.setattr(figures, "write_pictures", no_pictures)
+    for kind in ("figure", "table"):
+        made = getattr(figures, kind)
+        monkeypatch.setattr(notebook, kind, lambda what, id, caption, *rest, made=made, **options: (
+            captions.update({id: caption}), made(what, id, caption, *rest, **options)))
+
+    def run_cells(name, profile="published", **given):
+        section, namespace = sections()[name], {}
+        values = section_values(section, profile, given)
+        with contextlib.redirect_stdout(io.StringIO()), plt.rc_context():
+            open_section(name, name, values, changed(section.parameters, values))
+            for cell in nbformat.read(section.path, as_version=4).cells:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, cell.id, "exec"), namespace)
+                if "parameters" in cell.metadata.get("tags", []):
+                    namespace |= values
+        return captions, said
+
+    return run_cells
 
 
 @pytest.fixture(scope="session")

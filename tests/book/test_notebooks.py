@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
@@ -22,7 +21,6 @@ from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks, read_card, trained_seeds
 from tnlib.publishing.building import glued_values
 from tnlib.publishing.results import results
-from tnlib.publishing.section import OUTPUT_VARIABLE
 from tnlib.publishing.running import sections
 
 every_section = pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
@@ -408,22 +406,15 @@ def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_publis
         assert spectra["layer"].nunique() == 3 and (free["norm_kept"] ** 2 < 0.8).all()
 
 
-def test_another_cut_beside_the_networks(shapes_jobs, tmp_path):
-    command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "profile", "shapes", "-p", "dataset",
-               "shapes", "-p", "compare", "shapes", "-p", "deep", "vanilla", "-p", "cut", "OUT,IN", "-p", "other_cut", "OUT,IN",
-               "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {OUTPUT_VARIABLE: str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+def test_another_cut_beside_the_networks(shapes_jobs, cells_run_here, tmp_path):
+    cells_run_here("networks", "shapes", cut="OUT,IN", other_cut="OUT,IN")
     kinds = set(pd.read_csv(tmp_path / "figures" / "networks-parameters.csv")["kind"])
     assert kinds == {"CP", "Tucker-2", "train", "ring", "cut OUT,IN"}
 
 
-def test_ranks_that_the_first_kernel_does_not_allow(tmp_path):
+def test_ranks_that_the_first_kernel_does_not_allow(cells_run_here, tmp_path):
     """conv1 reads three channels: of each kind of network there is what it allows, once."""
-    command = [sys.executable, "-m", "papermill", str(sections()["formalism"].path), "out.ipynb", "-p", "layer", "conv1",
-               "-y", "ranks: [8, 32, 64]", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {OUTPUT_VARIABLE: str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    cells_run_here("formalism", layer="conv1", ranks=[8, 32, 64])
     table = pd.read_csv(tmp_path / "figures" / "formalism-costs.csv")
     assert table.groupby("kind").size().to_dict() == {"CP": 2, "Tucker": 2, "tensor train": 2, "tensor ring": 1, "cut OUT,KW": 2,
                                                       "spatially separable": 1, "depthwise separable": 1}

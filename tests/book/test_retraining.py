@@ -1,13 +1,10 @@
 """The chapter on re-training: its numbers from the tables of the `shapes` profile, and with more networks."""
 
-import contextlib
-import io
 import re
 import subprocess
 import sys
 from functools import partial
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -18,10 +15,9 @@ import tnlib
 from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import find_table, read_answers, read_bits, read_spectra, read_table
-from tnlib.publishing import figures, results
+from tnlib.publishing import results
 from tnlib.publishing.building import glued_values
-from tnlib.publishing.running import section_values, sections
-from tnlib.publishing.section import open_section
+from tnlib.publishing.running import sections
 
 from .test_notebooks import _upper_bound
 
@@ -169,7 +165,7 @@ def more(table, seed, dataset, position):
 
 
 @pytest.fixture
-def other_results(monkeypatch):
+def other_results(monkeypatch, shapes_jobs):
     """Re-training of two networks on CIFAR-10 and, while the set holds it, of one on CIFAR-100; and of nothing else."""
     there = {"cifar10": (0, 1), "cifar100": (0,)}
     path = find_table("retraining", "vanilla", "shapes", 0)
@@ -187,32 +183,8 @@ def other_results(monkeypatch):
     return there
 
 
-def executed(monkeypatch, folder, **given):
-    """The chapter's cells run here; returns figures' and tables' captions and the values of the text."""
-    captions, said, section = {}, {}, sections()["retraining"]
-    values = section_values(section, "published", given)
-    for name in ("name", "folder", "values", "changed", "read", "asked", "made", "of_the_book"):  # which `open_section` sets
-        monkeypatch.setattr(figures.section, name, getattr(figures.section, name))
-    monkeypatch.setenv("TNLIB_OUTPUT", str(folder))
-    monkeypatch.setattr(notebook, "parameters", lambda section: None)
-    monkeypatch.setattr(notebook, "value", lambda name, number: said.update({name: number}))
-    for kind in ("figure", "table"):
-        made = getattr(figures, kind)
-        monkeypatch.setattr(notebook, kind, lambda what, id, caption, *rest, made=made, **options: (
-            captions.update({id: caption}), made(what, id, caption, *rest, **options)))
-    namespace = {}
-    with contextlib.redirect_stdout(io.StringIO()), plt.rc_context():
-        open_section("retraining", "retraining", values, {})
-        for cell in nbformat.read(section.path, as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(compile(cell.source, cell.id, "exec"), namespace)
-            if "parameters" in cell.metadata.get("tags", []):
-                namespace |= values
-    return captions, said
-
-
-def test_several_networks_and_data_sets(monkeypatch, tmp_path, other_results):
-    captions, said = executed(monkeypatch, tmp_path, seed=1, case=CASE)
+def test_several_networks_and_data_sets(tmp_path, cells_run_here, other_results):
+    captions, said = cells_run_here("retraining", seed=1, case=CASE)
     shown = "CIFAR-10: mean and standard deviation over 2 networks, CIFAR-100: one network"
     assert shown in captions["retraining-accuracy"]
     assert "seed 1, one network" in captions["retraining-spectra"]
@@ -223,14 +195,14 @@ def test_several_networks_and_data_sets(monkeypatch, tmp_path, other_results):
     assert len(pd.read_csv(tmp_path / "figures" / "retraining-specificity.csv")) == 2 * 2 * 3
 
 
-def test_a_data_set_that_is_not_measured_is_named(monkeypatch, tmp_path, other_results):
+def test_a_data_set_that_is_not_measured_is_named(cells_run_here, other_results):
     del other_results["cifar100"]
-    _, said = executed(monkeypatch, tmp_path, case="CP at 0.5")
+    _, said = cells_run_here("retraining", case="CP at 0.5")
     assert said["shown"].endswith("; networks on CIFAR-100 are not re-trained yet")
     assert "CIFAR-100" not in said["within-each"]
 
 
-def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, other_results):
+def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, cells_run_here, other_results):
     """Of one network: KW twice at the same ranks, OUT,IN twice at others; and two layers alone, whose noise never comes back."""
     answers = read_answers(find_table("retraining", "vanilla", "shapes", 0)).query("arm in ['continued', 'free', 'noise', 'kept']")
     known = more(answers, 0, "cifar10", False).replace({"cut": {"OUT,KW": "KW", "CP": "OUT,IN"}})
@@ -244,7 +216,7 @@ def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, oth
         monkeypatch.setitem(results.EXPERIMENTS, experiment, lambda model, dataset, measure=True, table=table: table.copy())
         monkeypatch.setattr(results, "_files", lambda experiment, *network, files=results._files:
                             [] if experiment.startswith(("retraining-cuts", "retraining-layers")) else files(experiment, *network))
-    captions, said = executed(monkeypatch, tmp_path, seed=1, case=CASE)
+    captions, said = cells_run_here("retraining", seed=1, case=CASE)
     assert "seed 0, one network" in captions["retraining-more"] and said["more-shown"].startswith("3 more ways to truncate all layers and 2 of one layer alone")
     drawn = pd.read_csv(tmp_path / "figures" / "retraining-more.csv")
     assert set(drawn[drawn.what == "all layers at once"]["case"]) == {"OUT,KW at 0.5", "CP at 0.5", "KW at 0.5", "KW at 0.1", "OUT,IN at 0.5", "OUT,IN at 0.1"}
@@ -263,8 +235,8 @@ def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, oth
     assert said["alone-unreached"] == "1 of 2 cases"
 
 
-def test_what_is_not_measured_beside_the_listed_cases_is_said(monkeypatch, tmp_path, other_results):
-    captions, said = executed(monkeypatch, tmp_path, case=CASE)
+def test_what_is_not_measured_beside_the_listed_cases_is_said(tmp_path, cells_run_here, other_results):
+    captions, said = cells_run_here("retraining", case=CASE)
     assert said["more-shown"] == "nothing else yet, on CIFAR-10: what follows shows the listed cases again, for seed 0"
     assert said["cuts-free-last"] == "–" and "one layer alone" not in captions["retraining-more"]
     assert set(pd.read_csv(tmp_path / "figures" / "retraining-more-counts.csv")["truncated"]) == {"listed beforehand"}

@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import cache
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -39,6 +40,12 @@ class Page(HTMLParser):
             self.resources.append(attributes["href"])
         if tag == "img":
             self.images.append(attributes)
+
+
+@cache
+def anchors(path):
+    """The anchors of a finished page."""
+    return Page(path.read_text(encoding="utf-8")).ids
 
 
 def read(site, page):
@@ -89,8 +96,7 @@ def test_no_reference_is_broken(site, page):
         target = (folder / unquote(parts.path)).resolve() if parts.path else site / f"{page}.html"
         assert target.is_file(), f"{page}: {link} leads nowhere"
         if parts.fragment and target.suffix == ".html":
-            anchors = parsed.ids if not parts.path else Page(target.read_text(encoding="utf-8")).ids
-            assert unquote(parts.fragment) in anchors, f"{page}: {link} has no such anchor"
+            assert unquote(parts.fragment) in (anchors(target) if parts.path else parsed.ids), f"{page}: {link} has no such anchor"
     for leftover in ("{numref}", "{glue:", "{cite}", "{ref}", 'class="problematic"', "???"):
         assert leftover not in text, f"{page} shows {leftover}"
     assert "Traceback (most recent call last)" not in text and "Warning:" not in text
