@@ -4,6 +4,7 @@ from typing import Any
 
 from IPython import get_ipython
 
+from ..experiments.allocator import keep_freed_memory
 from .figures import show_parameters
 from .parameters import ParameterError, changed, check_running_notebook, run_name
 from .section import open_section
@@ -16,6 +17,7 @@ def parameters(section: str) -> dict[str, Any]:
     one. Raises `ParameterError` for an unknown name, a wrong type or a value out of range, with the list of what
     there is.
     """
+    keep_freed_memory()  # the kernel is this page's alone
     shell = get_ipython()
     if shell is None:
         raise ParameterError("parameters() belongs into a notebook: it reads the notebook's cells")
