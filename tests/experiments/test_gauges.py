@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import balanced, chain, folded, gauged_errors, random_gauge, rescaled
+from tnlib.experiments.gauges import balanced, chain, folded, gauged_errors, gauges, random_gauge, rescaled, within_blocks
 from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.torchvision_compat import import_torchvision
 from tnlib.experiments.truncations import cut_truncations
 from tnlib.tensors.cuts import relative_error, truncate
 from tnlib.tensors.spectra import entanglement_entropy
@@ -226,6 +227,87 @@ def test_folding_leaves_the_function():
     image = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(folded(model)(image), model(image))
+
+
+# ---- behind batch norms --------------------------------------------------------------------------------------------
+
+def with_statistics(model):
+    """`model` in float64 and eval mode, every batch norm with statistics, factors and shifts of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.data.uniform_(0.5, 2), norm.bias.data.normal_()
+    return model.double().eval()
+
+
+def torchvision_model(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return with_statistics(import_torchvision().models.get_model(name, num_classes=5))
+
+
+def blocks_of(resnet):
+    return [[block.get_submodule(f"conv{k}") for k in (1, 2, 3) if hasattr(block, f"conv{k}")]
+            for name, block in resnet.named_modules() if name.startswith("layer") and name.count(".") == 1]
+
+
+@pytest.mark.parametrize("name, blocks, length", [("resnet18", 8, 2), ("resnet50", 16, 3)])
+def test_within_blocks_the_function_stays_and_all_inner_channels_are_free(name, blocks, length):
+    model, image = torchvision_model(name), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    whole, turned = folded(model), within_blocks(model, seed=3)
+    assert list(turned) == ["balanced", "random"] and len(blocks_of(model)) == blocks
+    with torch.no_grad():
+        for network in turned.values():
+            torch.testing.assert_close(network(image), model(image), rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(network.conv1.weight, whole.conv1.weight) for network in turned.values()), "a shortcut leads around what follows"
+    for before, balanced_block, random_block in zip(*map(blocks_of, (whole, *turned.values())), strict=True):
+        assert len(before) == length
+        for layer, following in zip(balanced_block, balanced_block[1:]):
+            torch.testing.assert_close(layer.weight.flatten(1).norm(dim=1), following.weight.transpose(0, 1).flatten(1).norm(dim=1), rtol=1e-6, atol=0)
+        rows = [(after.weight / conv.weight)[:, 0, 0, 0].log() for conv, after in zip(before, random_block)]
+        columns = [(after.weight / conv.weight)[0, :, 0, 0].log() for conv, after in zip(before[1:], random_block[1:])]
+        for row, column in zip(rows, columns):
+            assert row.std().item() > 0.5 and column.std().item() > 0.5
+        torch.testing.assert_close(columns[0] - columns[0][0], rows[0][0] - rows[0])
+
+
+class Block(nn.Module):
+    """Two convolutions with a batch norm each and, between them, what `between` does."""
+
+    def __init__(self, between, groups=1, also=None):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, groups=groups), nn.BatchNorm2d(4)
+        self.between, self.also = between, also
+
+    def forward(self, x):
+        x = self.between(self.norm(self.first(x)))
+        y = self.norm2(self.second(x))
+        return y + x if self.also else y
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU(inplace=True), torch.relu, nn.functional.relu, lambda x: x.relu()],
+                         ids=["module", "in-place", "torch", "functional", "method"])
+def test_any_way_to_write_a_relu_leads_on(between):
+    model, image = with_statistics(Block(between)), torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for network in within_blocks(model).values():
+        torch.testing.assert_close(network(image), model(image))
+        assert not torch.allclose(network.first.weight, folded(model).first.weight)
+
+
+@pytest.mark.parametrize("block", [Block(nn.GELU()), Block(nn.Identity()), Block(nn.ReLU6()), Block(nn.ReLU(), groups=2), Block(nn.ReLU(), also=True)],
+                         ids=["gelu", "none", "relu6", "groups", "shortcut"])
+def test_what_does_not_lead_on_has_no_free_channels(block):
+    with pytest.raises(ValueError, match="Block has no convolution that goes into another through its batch norm and a ReLU alone"):
+        within_blocks(with_statistics(block))
+    assert list(gauges(block, in_blocks=True)) == ["trained", "folded"]
+
+
+def test_gauges_of_blocks_are_given_where_asked_for():
+    model = with_statistics(Block(nn.ReLU()))
+    assert list(gauges(model)) == ["trained", "folded"]
+    assert list(gauges(model, in_blocks=True)) == ["trained", "folded", "folded, balanced", "folded, random"]
+    assert list(gauges(vanilla(), in_blocks=True)) == ["trained", "balanced", "random"]
 
 
 def test_gauged_errors_take_factors():

@@ -143,9 +143,12 @@ def test_a_batch_norm_that_follows_more_than_a_convolution_is_left_alone():
 
 def test_spectra_are_also_those_of_the_folded_kernels():
     model = small()
-    table = kernel_spectra(model, samples=1, shuffled=False)
-    assert set(table["gauge"]) == {"trained", "folded", "none"} and table["layer"].nunique() == 17
-    for gauge, other in gauges(model).items():
+    asked = {"gauge_seed": 2, "gauge_spread": 0.5}
+    assert set(kernel_spectra(model, samples=1, shuffled=False, layers=["conv1"])["gauge"]) == {"trained", "folded", "none"}
+    table = kernel_spectra(model, samples=1, in_blocks=True, **asked)
+    assert set(table["gauge"]) == {"trained", "folded", "folded, balanced", "folded, random", "none"} and table["layer"].nunique() == 17
+    assert set(table[table["kind"] == "shuffled"]["gauge"]) == {"trained", "folded", "folded, balanced"}
+    for gauge, other in gauges(model, *asked.values(), in_blocks=True).items():
         rows = table.query("layer == 'layer2.0.conv2' and cut == 'OUT,KW' and kind == 'kernel' and gauge == @gauge")
         values = singular_values(conv_kernels(other)["layer2.0.conv2"].double(), "OUT,KW")
         np.testing.assert_allclose(rows["value"], values / values.norm())

@@ -1,8 +1,9 @@
 """Gauges: rescalings of channels that leave a network's function as it is, and change its kernels.
 
 Channel c of layer k times a, and layer k+1's weights on that channel divided by a: ReLU and average pooling let a
-positive factor through, so the function is the same. A batch norm undoes any factor that it is given. Spectra,
-entropies and relative errors are not the same: a statement about them is one about a gauge.
+positive factor through, so the function is the same. A batch norm undoes any factor that it is given, and behind it the
+channels are as free as those of a plain chain are, where they go into one layer alone. Spectra, entropies and relative
+errors are not the same: a statement about them is one about a gauge.
 """
 
 import copy
@@ -11,23 +12,32 @@ from collections import Counter
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from .replacements import dense
 
 
-def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, nn.Module]:
+RELU = {nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}  # a module's type, functions and methods
+
+
+def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0, in_blocks: bool = False) -> dict[str, nn.Module]:
     """Name → `model` in that gauge: "trained" (as it is), and those that there are for it.
 
-    For a plain chain of layers "balanced" and "random" (see `random_gauge`), with batch norm "folded".
+    For a plain chain of layers "balanced" and "random" (see `random_gauge`), with batch norm "folded"; `in_blocks`, then
+    also "folded, balanced" and "folded, random" of `within_blocks`, where there are any.
     """
     try:
         return {"trained": model, "balanced": balanced(model), "random": random_gauge(model, seed, spread)}
     except ValueError:
         pass
+    found = {"trained": model}
     try:
-        return {"trained": model, "folded": folded(model)}
+        found["folded"] = folded(model)
+        if in_blocks:
+            found |= {f"folded, {name}": turned for name, turned in within_blocks(model, seed, spread).items()}
     except ValueError:
-        return {"trained": model}
+        pass
+    return found
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -37,7 +47,7 @@ def folded(model: nn.Module) -> nn.Module:
     its own follows a convolution alone, or that `torch.fx` cannot trace.
     """
     copied = copy.deepcopy(model)
-    for conv, norm in _normalized(copied):
+    for conv, norm in _normalized(copied, _graph(copied)).items():
         with torch.no_grad():
             scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             conv.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))
@@ -49,22 +59,72 @@ def folded(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _normalized(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """The convolutions whose output goes into a batch norm and nowhere else, each with it; both are used once."""
+def within_blocks(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, nn.Module]:
+    """Name → `model` with batch norms `folded` and its blocks "balanced" or "random": what `balanced` and `random_gauge` do
+    in a plain chain is done in every run of convolutions in which each goes into the next, and nowhere else, through its
+    batch norm and a ReLU. Factors of what goes two ways, such as what a shortcut leads around a block, stay.
+
+    In eval mode the function is unchanged. Raises `ValueError` where there is no such run, and as `folded` does.
+    """
+    drawn = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, choose in (("balanced", _balancing), ("random", lambda layers: _drawn(layers, drawn, spread))):
+        found[name] = folded(model)
+        for layers, norms in _runs(found[name]):
+            _rescale(layers, choose(layers), norms)
+    return found
+
+
+def _runs(model: nn.Module) -> list[tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]]:
+    """The runs of `within_blocks` in forward order: their convolutions, and the batch norms between them."""
+    graph = _graph(model)
+    norms, following = _normalized(model, graph), {}
+    module_of = lambda node: model.get_submodule(node.target) if node.op == "call_module" else None
+    only_user = lambda node: next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+    for node in graph.nodes:
+        if (conv := module_of(node)) not in norms:
+            continue
+        relu = only_user(only_user(node))  # or what else is behind the batch norm
+        after = only_user(relu)
+        if after is None or not _called_once(graph, after) or (type(module_of(relu)) if module_of(relu) else relu.target) not in RELU:
+            continue
+        if isinstance(next_conv := module_of(after), nn.Conv2d) and next_conv.groups == 1:
+            following[conv] = next_conv
+    runs = []
+    for first in (conv for conv in following if conv not in following.values()):
+        layers = [first]
+        while layers[-1] in following:
+            layers.append(following[layers[-1]])
+        runs.append((layers, [norms[layer] for layer in layers[:-1]]))
+    if not runs:
+        raise ValueError(f"{type(model).__name__} has no convolution that goes into another through its batch norm and a ReLU alone")
+    return runs
+
+
+def _graph(model: nn.Module) -> fx.Graph:
     try:
-        graph = fx.symbolic_trace(model).graph
+        return fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a module's forward raises when it is traced
-        raise ValueError(f"{type(model).__name__} cannot be traced, so its batch norms are not known: {error}") from None
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    once = lambda node: isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
-    found = []
-    for node in filter(once, graph.nodes):
+        raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
+
+
+def _called_once(graph: fx.Graph, node) -> bool:
+    """Whether `node` is the only call of a module."""
+    return isinstance(node, fx.Node) and node.op == "call_module" and sum(other.target == node.target for other in graph.nodes) == 1
+
+
+def _normalized(model: nn.Module, graph: fx.Graph) -> dict[nn.Conv2d, nn.BatchNorm2d]:
+    """The convolutions whose output goes into a batch norm and nowhere else, each with it; both are used once."""
+    found = {}
+    for node in graph.nodes:
+        if not _called_once(graph, node):
+            continue
         norm, source = model.get_submodule(node.target), node.args[0] if node.args else None
-        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or not once(source):
+        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or not _called_once(graph, source):
             continue
         conv = model.get_submodule(source.target)
         if isinstance(conv, nn.Conv2d) and len(source.users) == 1:
-            found.append((conv, norm))
+            found[conv] = norm
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution that a batch norm follows")
     return found
@@ -92,10 +152,7 @@ def chain(model: nn.Module) -> list[nn.Module]:
 def _in_a_row(model: nn.Module) -> list[nn.Module]:
     """All convolutions and linear layers, in the order in which they are called; none where they are not called one after
     another, each once: where a value goes two ways."""
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # whatever a module's forward raises when it is traced
-        raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
+    graph = _graph(model)
     about_shape = lambda node: node.op == "call_method" and node.target in ("size", "dim") or node.target in (getattr, operator.getitem)
     nodes = [node for node in graph.nodes if node.op != "get_attr" and not about_shape(node)]
     for before, node in zip(nodes, nodes[1:]):
@@ -126,14 +183,21 @@ def rescaled(model: nn.Module, factors: list[torch.Tensor]) -> nn.Module:
                          f"{[layer.weight.shape[0] for layer in layers[:-1]]}, got {[len(f) for f in factors]}")
     if not all((factor > 0).all() and torch.isfinite(factor).all() for factor in factors):
         raise ValueError("factors must be positive and finite: ReLU lets no other factor through")
-    with torch.no_grad():
-        for layer, following, factor in zip(layers, layers[1:], factors):
-            factor = factor.to(layer.weight)
-            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
-            if layer.bias is not None:
-                layer.bias.mul_(factor)
-            _by_channel(following, len(factor)).div_(factor.view(1, -1, 1))
+    _rescale(layers, factors)
     return copied
+
+
+@torch.no_grad()
+def _rescale(layers: list[nn.Module], factors: list[torch.Tensor], norms=()) -> None:
+    """Channel c of layer k times factors[k][c], and what the next layer reads of it divided by that. `norms`: what stands
+    behind each layer but the last, batch norms that only shift."""
+    for k, (layer, following, factor) in enumerate(zip(layers, layers[1:], factors)):
+        factor = factor.to(layer.weight)
+        layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
+        for shift in (layer.bias, *((norms[k].running_mean, norms[k].bias) if norms else ())):
+            if shift is not None:
+                shift.mul_(factor)
+        _by_channel(following, len(factor)).div_(factor.view(1, -1, 1))
 
 
 def balanced(model: nn.Module, sweeps: int = 1000, tolerance: float = 1e-9) -> nn.Module:
@@ -142,7 +206,12 @@ def balanced(model: nn.Module, sweeps: int = 1000, tolerance: float = 1e-9) -> n
     Found by balancing layer after layer until nothing moves; it is where the sum of squared weights is least among
     all gauges. A channel with no weights on one side keeps its factor.
     """
-    layers = [layer.weight.detach().double() for layer in chain(model)]
+    return rescaled(model, _balancing(chain(model), sweeps, tolerance))
+
+
+def _balancing(modules: list[nn.Module], sweeps: int = 1000, tolerance: float = 1e-9) -> list[torch.Tensor]:
+    """The factors of `balanced` for layers that follow each other."""
+    layers = [layer.weight.detach().double() for layer in modules]
     incoming = [weight.flatten(1).square() for weight in layers]                                 # [OUT, …]
     factors = [torch.ones(len(weight), dtype=torch.float64, device=weight.device) for weight in layers[:-1]]
     # Squared norms of the blocks between channel i of one layer and channel j of the next: all that balancing needs.
@@ -161,14 +230,17 @@ def balanced(model: nn.Module, sweeps: int = 1000, tolerance: float = 1e-9) -> n
             factors[k] = new
         if moved < tolerance:
             break
-    return rescaled(model, factors)
+    return factors
 
 
 def random_gauge(model: nn.Module, seed: int, spread: float = 1.0) -> nn.Module:
     """A random gauge: factors exp(spread · g), g a standard Gaussian for each hidden channel."""
-    generator = torch.Generator().manual_seed(seed)
-    return rescaled(model, [torch.exp(spread * torch.randn(layer.weight.shape[0], generator=generator,
-                                                           dtype=torch.float64)) for layer in chain(model)[:-1]])
+    return rescaled(model, _drawn(chain(model), torch.Generator().manual_seed(seed), spread))
+
+
+def _drawn(layers: list[nn.Module], generator: torch.Generator, spread: float) -> list[torch.Tensor]:
+    """The factors of `random_gauge` for layers that follow each other."""
+    return [torch.exp(spread * torch.randn(layer.weight.shape[0], generator=generator, dtype=torch.float64)) for layer in layers[:-1]]
 
 
 def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 1.0) -> list[dict]:

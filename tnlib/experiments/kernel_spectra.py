@@ -25,19 +25,19 @@ COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "
 
 
 def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
-                   shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True,
+                   shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True, in_blocks: bool = False,
                    side_by_side: int | None = None) -> pd.DataFrame:
     """The singular values of the kernels of `layers` (None: of all) of `model` at every distinct, non-trivial cut: one row a value.
 
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
-    exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded", for `kind` "kernel"; `kind` is also "shuffled"
-    (of all gauges but the random one) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
+    exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded" (and, `in_blocks`, the further ones of `gauges`), for
+    `kind` "kernel"; `kind` is also "shuffled" (of all gauges but random ones) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
     where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
     kernels in that gauge are left out where there is another. `side_by_side` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
-    there = gauges(model, gauge_seed, gauge_spread)
+    there = gauges(model, gauge_seed, gauge_spread, in_blocks)
     if not trained and len(there) > 1:
         del there["trained"]
     for place, (gauge, network) in enumerate(there.items()):
@@ -46,7 +46,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
             if layer not in asked:
                 continue
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
-            draws = samples if shuffled and gauge != "random" else 0
+            draws = samples if shuffled and not gauge.endswith("random") else 0
             spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
                                   {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side)
             if place == 0:
@@ -103,12 +103,13 @@ def _gaussian_spectra(shape, samples, side_by_side) -> dict[int, dict[str, torch
 
 
 def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
-                    shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True) -> pd.DataFrame:
+                    shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True,
+                    in_blocks: bool = False) -> pd.DataFrame:
     """`kernel_spectra` of every trained network `model` on `dataset`, with a column `seed` in front.
 
     Raises `FileNotFoundError` where there is none.
     """
-    options = samples, gauge_seed, gauge_spread, shuffled, layers, trained
+    options = samples, gauge_seed, gauge_spread, shuffled, layers, trained, in_blocks
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # beside the cuts: on a busy machine more threads wait for each other, for minutes
     try:
