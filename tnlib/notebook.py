@@ -7,7 +7,7 @@
 from .experiments.catalogue import listed_cases
 from .experiments.compression import multiplications
 from .experiments.drops import barrier, counts, harmless, harmless_error_ratios, one_points, score_interval
-from .experiments.gauges import gauged_errors
+from .experiments.gauges import channel_weights, gauged_errors
 from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, curves_at, informative, kendall, kendall_difference,
                                      layer_permutation_test, percentile_interval, student_interval)
@@ -26,7 +26,7 @@ from .publishing.scorecard import pair_text
 from .tensors.spectra import rank_for_error
 
 __all__ = ["parameters", "results", "measured", "available", "about_networks", "stand_in", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases", "multiplications",
+           "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases", "multiplications", "channel_weights",
            "CUT_STYLES", "layer_looks",
            "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",

@@ -96,6 +96,8 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     last, first = mean.loc[5], mean.loc[0]
     ahead = last["map"] - last["fraction"]
     assert 0.75 < ahead[0.5] < 1.25 and ahead[[0.25, 0.125]].between(3.5, 4.5).all() and (published.loc[5]["map"] > published.loc[5]["fraction"]).all()
+    within = last["map-one-cut"] - last["fraction"]
+    assert within[0.5] > 0.7 * ahead[0.5] and within[0.125] < 0.4 * ahead[0.125], "how much is had without another cut"
     inner, first_layer = last["map"] - last["fraction-inner"], last["fraction-inner"] - last["fraction"]
     assert (inner.abs() < 1).all() and (first_layer > 0.7 * ahead).all() and inner[0.125] < 0
     assert (first["map"] - first["fraction-inner"])[[0.25, 0.125]].gt(3).all(), "before training maps are ahead where little is kept"
@@ -127,3 +129,15 @@ def test_what_the_chapter_says_in_words_of_a_second_data_set_holds():
         last = 100 * rows["accuracy"].xs(5, level="epoch")
         assert rows.loc[("fraction-inner", 0), "accuracy"] < 0.1 and abs(last["map"] - last["data-aware"]) < 1
         assert (last["map"] - last["fraction-inner"] > 5) == (cut == "OUT,IN")
+
+
+def test_by_other_prices_the_narrower_network_is_ahead_where_the_chapter_says_so():
+    """At an eighth, by lines through its own budgets, as the chapter draws them: numbers of parameters of the whole network."""
+    for dataset in ("cifar10", "cifar100"):
+        rows = pd.concat(map(read_table, (PUBLISHED / "results").glob(f"compression-vanilla-{dataset}-s*.csv"))).query("epoch == 5")
+        maps = rows.query("arm == 'map' and budget == 0.125").set_index("seed")
+        over = []
+        for seed, line in rows.query("arm == 'narrower'").sort_values("network_parameters").groupby("seed"):
+            here = np.interp(np.log(maps.loc[seed, "network_parameters"]), np.log(line["network_parameters"]), line["accuracy"])
+            over.append(100 * (maps.loc[seed, "accuracy"] - here))
+        assert len(over) == 5 and np.mean(over) < -2

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import interpolate
 
+import tnlib
 from tnlib.experiments.drops import harmless
 from tnlib.experiments.files import ROOT
 from tnlib.experiments.tables import find_table, read_table
@@ -77,6 +79,27 @@ def test_the_deep_network_has_every_rival_at_its_lowest_ranks(shapes_jobs, said)
     late = expected[(expected.layer == "conv4") & (expected.kind == "noise")]["accuracy_drop"]
     assert said["deep-late"].strip("'") == "conv4"
     assert said["deep-late-noise"].strip("'") == f"{late.min():.1f} to {late.max():.1f}"
+
+
+def test_pruning_is_counted_with_what_reads_the_channels(said):
+    """The same network by hand: conv1 to conv4, and the first linear layer after windows of 2×2."""
+    table = read_table(find_table("controls", "vanilla", "shapes", 0))
+    model = tnlib.load_model("vanilla", "shapes")
+    own = {layer: kernel[0].numel() for layer, kernel in tnlib.conv_kernels(model).items()}
+    reads = {"conv1": 64 * 9, "conv2": 128 * 9, "conv3": 256 * 9, "conv4": 4 * model.linear1.out_features}
+    better = []
+    for layer, filters in table[table.kind == "filters"].groupby("layer"):
+        full = table[(table.kind == "truncation") & (table.layer == layer)]
+        channels = {"conv1": 32, "conv2": 64, "conv3": 128, "conv4": 256}[layer]
+        removed = channels - filters["parameters"] / own[layer]
+        curve = dict(zip(removed * (own[layer] + reads[layer]), filters["accuracy_drop"])) | {0: 0.0}
+        line = interpolate.interp1d(list(curve), list(curve.values()), bounds_error=False)
+        for row in full.itertuples():
+            other, saved = float(line(channels * own[layer] - row.parameters)), channels * own[layer] - row.parameters
+            if saved > 0 and np.isfinite(other) and max(other, row.accuracy_drop) > 1:
+                better.append(row.accuracy_drop < other)
+    assert said["whole-filters-telling"] == str(len(better)) and len(better) > 5
+    assert said["whole-filters"].strip("'") == f"{100 * np.mean(better):.0f} %" and said["second-whole-filters"].strip("'") == "–"
 
 
 def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import balanced, chain, folded, gauged_errors, gauges, random_gauge, rescaled, within_blocks
+from tnlib.experiments.gauges import balanced, chain, channel_weights, folded, gauged_errors, gauges, random_gauge, rescaled, within_blocks
 from tnlib.experiments.networks import Vanilla
 from tnlib.experiments.torchvision_compat import import_torchvision
 from tnlib.experiments.truncations import cut_truncations
@@ -227,6 +227,13 @@ def test_folding_leaves_the_function():
     image = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(folded(model)(image), model(image))
+
+
+def test_weights_of_a_channel_are_its_filter_and_what_reads_it():
+    model = vanilla()
+    assert channel_weights(model) == {"conv1": 3 * 9 + 6 * 9, "conv2": 4 * 9 + 8 * 9, "conv3": 6 * 9 + 10 * 9, "conv4": 8 * 9 + 12 * 4}
+    with pytest.raises(ValueError, match="Late is not a plain chain"):
+        channel_weights(Late(residual=True))
 
 
 # ---- behind batch norms --------------------------------------------------------------------------------------------

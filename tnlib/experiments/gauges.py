@@ -149,6 +149,16 @@ def chain(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
+def channel_weights(model: nn.Module) -> dict[str, int]:
+    """Convolution → how many weights go with one of its output channels: its filter, and those by which the next layer reads it.
+
+    Raises `ValueError` for what is no plain `chain`, where a channel is not read by one layer alone.
+    """
+    names, layers = {module: name for name, module in model.named_modules()}, chain(model)
+    return {names[layer]: layer.weight[0].numel() + following.weight.numel() // len(layer.weight)
+            for layer, following in zip(layers, layers[1:]) if isinstance(layer, nn.Conv2d)}
+
+
 def _in_a_row(model: nn.Module) -> list[nn.Module]:
     """All convolutions and linear layers, in the order in which they are called; none where they are not called one after
     another, each once: where a value goes two ways."""
