@@ -310,6 +310,57 @@ def test_what_does_not_lead_on_has_no_free_channels(block):
     assert list(gauges(block, in_blocks=True)) == ["trained", "folded"]
 
 
+def with_shared_weight(model):
+    model.also = nn.Conv2d(*model.first.weight.shape[1::-1], 3)
+    model.also.weight = model.first.weight
+    return model
+
+
+def with_hook(model, name):
+    model.get_submodule(name).register_forward_hook(lambda module, arguments, output: output + 1)
+    return model
+
+
+@pytest.mark.parametrize("model", [with_shared_weight(Block(nn.ReLU())), with_hook(Block(nn.ReLU()), "first"), with_hook(Block(nn.ReLU()), "norm"),
+                                   with_hook(Block(nn.ReLU()), "between"), with_hook(Block(nn.ReLU()), "second")],
+                         ids=["shared", "hook-before", "hook-on-norm", "hook-on-relu", "hook-behind"])
+def test_what_cannot_be_written_or_may_do_anything_stays_as_it_is(model):
+    model = with_statistics(model)
+    image = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match="goes into another"):
+        within_blocks(model)
+    for network in gauges(model, in_blocks=True).values():
+        torch.testing.assert_close(network(image), model(image))
+
+
+@pytest.mark.parametrize("normalized", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm], ids=["weight", "spectral"])
+def test_a_weight_that_is_computed_is_not_folded(normalized):
+    model = with_statistics(Block(nn.ReLU()))
+    normalized(model.first)
+    image = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for network in gauges(model.eval(), in_blocks=True).values():
+        torch.testing.assert_close(network(image), model(image))
+
+
+class Permuted(nn.Module):
+    """Its linear layer reads channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("model", [Permuted(), sequential(nn.ChannelShuffle(2)), sequential(nn.ConstantPad2d(1, 1.0)), with_hook(sequential(nn.ReLU()), "1"),
+                                   nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), with_hook(nn.Sequential(nn.Conv2d(3, 3, 3)), "0"))],
+                         ids=["permuted", "shuffled", "padded", "hook", "hook-on-layer"])
+def test_chains_that_move_or_add_to_channels_have_no_gauges(model):
+    with pytest.raises(ValueError, match="not a plain chain"):
+        balanced(model)
+
+
 def test_gauges_of_blocks_are_given_where_asked_for():
     model = with_statistics(Block(nn.ReLU()))
     assert list(gauges(model)) == ["trained", "folded"]

@@ -366,6 +366,49 @@ class Chain(nn.Module):
         return image.mean((2, 3))
 
 
+@pytest.mark.parametrize("kept_bytes, workers", [(2**31, None), (1, None), (2**31, 2)], ids=["kept", "in-groups", "threads"])
+def test_a_generator_may_write_into_one_kernel_and_one_dict(monkeypatch, kept_bytes, workers):
+    """As who prunes filter after filter does: each answer is that of the kernel as it was when it was given."""
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", kept_bytes)
+    model, dataset = model_and_data("vanilla")
+    own, counts = conv_kernels(model)["conv3"], (0, 64, 120, 127)
+
+    def pruned():
+        kernel, labels = own.clone(), {}
+        for count in counts:
+            kernel[:count], labels["zero"] = 0, count
+            yield labels, {"conv3": kernel}
+
+    with contextlib.nullcontext() if workers is None else ThreadPoolExecutor(workers) as executor:
+        found = run(model, dataset, pruned(), executor=executor)
+    assert [labels["zero"] for labels, _ in found] == list(counts)
+    for count, (_, evaluation) in zip(counts, found):
+        expected = swapped(model, dataset, {"conv3": torch.cat([torch.zeros_like(own[:count]), own[count:]])})
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert len({evaluation.loss for _, evaluation in found}) == len(counts)
+
+
+class Subtracting(nn.Module):
+    """Reads the bias of a convolution beside calling it, behind a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head((torch.relu(self.norm(self.conv(x))) - self.conv.bias.view(1, -1, 1, 1)).mean((2, 3)))
+
+
+def test_a_bias_that_is_read_by_itself_is_the_convolutions_own():
+    model = Subtracting().eval()
+    model.norm.running_mean.normal_(), model.norm.running_var.uniform_(0.5, 2)
+    dataset = Dataset(np.random.RandomState(0).randint(0, 256, (40, 8, 8, 3)).astype(np.uint8), np.arange(40) % 3)
+    kernel = noisy(model.conv.weight.detach(), 1.0)
+    ((_, found),) = run(model, dataset, [({}, {"conv": kernel})])
+    expected = swapped(model, dataset, {"conv": kernel})
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
 def test_values_are_freed_after_their_last_use(monkeypatch):
     alive, most, forward = weakref.WeakSet(), [], Convolution.forward
 
@@ -444,7 +487,17 @@ with_nan[1].bias.data[2] = np.nan
 NAN = KERNEL.clone()
 NAN[3, 1, 0, 2] = np.nan
 MANY = Dataset(np.zeros((2, 32, 32, 3), dtype=np.uint8), [0, 40])
+class Squeezing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = small(conv())
+
+    def forward(self, image):
+        return self.network(image).squeeze()
+
+
 BAD = {
+    "squeezed": (bad(model=Squeezing().eval(), images=[3]), r"the model returned \(10,\) for a batch of 1 images"),
     "layer": (bad([({}, {}), ({}, {"conv9": KERNEL})]), "unknown layer 'conv9': the model's convolutions are 'conv1'"),
     "shape": (bad([({}, {"conv1": KERNEL[:4]})]), r"kernel of 'conv1' must be torch.float32 \(32, 3, 3, 3\), got"),
     "dtype": (bad([({}, {"conv1": KERNEL.double()})]), "got torch.float64"),

@@ -14,10 +14,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .replacements import dense
+from .replacements import dense, not_replaceable
 
 
 RELU = {nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}  # a module's type, functions and methods
+# Functions and methods, by their names, that let a positive factor of a channel through, and leave channels where they are.
+LET_THROUGH = {"relu", "relu_", "leaky_relu", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "dropout2d",
+               "flatten", "view", "reshape", "mean", "contiguous"}
 
 
 def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0, in_blocks: bool = False) -> dict[str, nn.Module]:
@@ -79,16 +82,16 @@ def _runs(model: nn.Module) -> list[tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]
     """The runs of `within_blocks` in forward order: their convolutions, and the batch norms between them."""
     graph = _graph(model)
     norms, following = _normalized(model, graph), {}
-    module_of = lambda node: model.get_submodule(node.target) if node.op == "call_module" else None
+    module_of = lambda node: _without_hooks(model, node) if node.op == "call_module" else None
     only_user = lambda node: next(iter(node.users)) if node is not None and len(node.users) == 1 else None
     for node in graph.nodes:
         if (conv := module_of(node)) not in norms:
             continue
         relu = only_user(only_user(node))  # or what else is behind the batch norm
         after = only_user(relu)
-        if after is None or not _called_once(graph, after) or (type(module_of(relu)) if module_of(relu) else relu.target) not in RELU:
+        if after is None or not _called_once(graph, after) or (type(module_of(relu)) if relu.op == "call_module" else relu.target) not in RELU:
             continue
-        if isinstance(next_conv := module_of(after), nn.Conv2d) and next_conv.groups == 1:
+        if isinstance(next_conv := module_of(after), nn.Conv2d) and next_conv.groups == 1 and not _refused(model, [next_conv]):
             following[conv] = next_conv
     runs = []
     for first in (conv for conv in following if conv not in following.values()):
@@ -108,6 +111,17 @@ def _graph(model: nn.Module) -> fx.Graph:
         raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
 
 
+def _without_hooks(model: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None for one with hooks, which may do anything."""
+    module = model.get_submodule(node.target)
+    return None if module._forward_hooks or module._forward_pre_hooks else module
+
+
+def _refused(model: nn.Module, layers: list[nn.Module]) -> dict[str, str]:
+    """Those of `layers` whose weight cannot be written, with why: it is computed, or another module's as well."""
+    return not_replaceable(model, [name for name, module in model.named_modules() if any(module is layer for layer in layers)])
+
+
 def _called_once(graph: fx.Graph, node) -> bool:
     """Whether `node` is the only call of a module."""
     return isinstance(node, fx.Node) and node.op == "call_module" and sum(other.target == node.target for other in graph.nodes) == 1
@@ -119,11 +133,11 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> dict[nn.Conv2d, nn.BatchNo
     for node in graph.nodes:
         if not _called_once(graph, node):
             continue
-        norm, source = model.get_submodule(node.target), node.args[0] if node.args else None
+        norm, source = _without_hooks(model, node), node.args[0] if node.args else None
         if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or not _called_once(graph, source):
             continue
-        conv = model.get_submodule(source.target)
-        if isinstance(conv, nn.Conv2d) and len(source.users) == 1:
+        conv = _without_hooks(model, source)
+        if isinstance(conv, nn.Conv2d) and len(source.users) == 1 and not _refused(model, [conv]):
             found[conv] = norm
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution that a batch norm follows")
@@ -135,11 +149,11 @@ def chain(model: nn.Module) -> list[nn.Module]:
 
     Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: norm layers, other
     layers with weights, activations other than ReLU, groups, layers whose channels do not follow each other, or a path
-    that branches (a residual); and for one that `torch.fx` cannot trace.
-    (Which functions `forward` calls without a module, a GELU for one, is not looked at.)
+    that branches (a residual); functions other than `LET_THROUGH` behind the first layer, hooks, and weights that are shared or
+    computed; and for one that `torch.fx` cannot trace.
     """
     layers = _in_a_row(model)
-    plain = len(layers) > 1 and all(map(_lets_a_factor_through, set(model.modules()) - set(layers)))
+    plain = len(layers) > 1 and all(map(_lets_a_factor_through, set(model.modules()) - set(layers))) and not _refused(model, layers)
     for layer, following in zip(layers, layers[1:]):
         columns, rest = divmod(following.weight.shape[1], layer.weight.shape[0])  # several columns after flattening
         plain &= rest == 0 and (columns == 1 or isinstance(following, nn.Linear)) and getattr(layer, "groups", 1) == 1
@@ -169,6 +183,12 @@ def _in_a_row(model: nn.Module) -> list[nn.Module]:
         if [source for source in node.all_input_nodes if source in nodes] != [before]:
             return []
     called = [model.get_submodule(node.target) for node in nodes if node.op == "call_module"]
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return []
+    is_layer = [node.op == "call_module" and isinstance(model.get_submodule(node.target), (nn.Conv2d, nn.Linear)) for node in nodes]
+    behind = nodes[is_layer.index(True):] if any(is_layer) else []
+    if any(node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) not in LET_THROUGH for node in behind):
+        return []
     layers = [module for module in called if isinstance(module, (nn.Conv2d, nn.Linear))]
     there = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     return layers if Counter(map(id, layers)) == Counter(map(id, there)) else []
@@ -176,8 +196,8 @@ def _in_a_row(model: nn.Module) -> list[nn.Module]:
 
 def _lets_a_factor_through(module: nn.Module) -> bool:
     kind = type(module).__module__.rpartition(".")[2]  # torch.nn keeps activations and norms in modules of their own
-    return (not list(module.parameters(recurse=False)) and kind not in ("batchnorm", "instancenorm", "normalization")
-            and (kind != "activation" or isinstance(module, (nn.ReLU, nn.LeakyReLU))))
+    return (not list(module.parameters(recurse=False)) and kind not in ("batchnorm", "instancenorm", "normalization", "channelshuffle")
+            and not (isinstance(module, nn.ConstantPad2d) and module.value) and (kind != "activation" or isinstance(module, (nn.ReLU, nn.LeakyReLU))))
 
 
 def rescaled(model: nn.Module, factors: list[torch.Tensor]) -> nn.Module:

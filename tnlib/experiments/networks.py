@@ -168,7 +168,7 @@ def network(name: str) -> Network:
 def conv_kernels(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → kernel (OUT, IN/groups, KH, KW), detached, of every `Conv2d`, in the order in which they are defined.
 
-    For the networks of this project this is the order of the forward pass. Raises `TypeError` for anything but a
+    They are the model's own memory: who writes into one changes the model, and takes a `.clone()` first. For the networks of this project this is the order of the forward pass. Raises `TypeError` for anything but a
     module and `ValueError` for a module without `Conv2d` layers.
     """
     if not isinstance(model, nn.Module):

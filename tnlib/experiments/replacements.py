@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import numbers
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Callable
@@ -49,6 +50,19 @@ class Replacements:
 def dense(kernel: torch.Tensor | KernelFactors) -> torch.Tensor:
     """A kernel (OUT, IN, KH, KW) that a replacement gives, or that its factors give."""
     return kernel.to_kernel() if isinstance(kernel, KernelFactors) else kernel
+
+
+def not_replaceable(model: torch.nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """Layer → why no other kernel can be put into it."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    refused = {}
+    for layer in layers:
+        weight = model.get_submodule(layer)._parameters.get("weight")
+        if weight is None:
+            refused[layer] = "computes its weight (a parametrisation): remove that first"
+        elif owners[id(weight)] > 1:
+            refused[layer] = "shares its weight with another module: give it a copy of its own"
+    return refused
 
 
 def with_kernels(model: torch.nn.Module, kernels: dict[str, torch.Tensor | KernelFactors]) -> torch.nn.Module:

@@ -15,7 +15,7 @@ each worker holds one unit of work, and the calling process the kernels of `work
 import copy
 import itertools
 import pickle
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from ..tensors.factors import KernelFactors
 from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
 from .growing import continues
 from .networks import conv_kernels
+from .replacements import not_replaceable
 from .tracing import CALLS, alike, traced
 from .workers import LEAST_BATCH, Remote, Threads
 
@@ -75,7 +76,7 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
         if buffer.isnan().any():
             raise ValueError(f"the model's {name} holds NaN")
     pixels, labels = _chosen(*split_arrays(dataset, split), images)
-    refused = _not_replaceable(model, layers)
+    refused = not_replaceable(model, layers)
     for layer in getattr(replacements, "kernels", ()):
         _check_layer(layer, layers, refused)
     cells = _checked(replacements, layers, refused)
@@ -188,24 +189,12 @@ def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
                          "accuracy would be that of the batches; take numbers that do not depend on it")
     with CALLS.as_they_are(), eval_mode(model):
         logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
-    check_logits(logits, torch.full((len(probe),), int(labels.max())))  # there must be a class for the highest
+    for scores, images in ((logits, probe), (alone, probe[:1])):
+        check_logits(scores, torch.full((len(images),), int(labels.max())))  # there must be a class for the highest
     if not alike(alone, logits[:1]):
         raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
                          "norm without running statistics?): its accuracy would be that of the batches")
     return probe
-
-
-def _not_replaceable(model, layers) -> dict[str, str]:
-    """Layer → why no other kernel can be put into it."""
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    refused = {}
-    for layer in layers:
-        weight = model.get_submodule(layer)._parameters.get("weight")
-        if weight is None:
-            refused[layer] = "computes its weight (a parametrisation): remove that first"
-        elif owners[id(weight)] > 1:
-            refused[layer] = "shares its weight with another module: give it a copy of its own"
-    return refused
 
 
 def _checked(replacements, layers, refused):
@@ -214,12 +203,18 @@ def _checked(replacements, layers, refused):
     if not isinstance(replacements, Iterable):
         raise TypeError(f"replacements must give (labels, {{layer: kernel}}) one after another, got {replacements!r}")
     known = isinstance(replacements, (list, tuple))
-    cells = iter([check(cell) for cell in replacements]) if known else map(check, replacements)
+    cells = iter([check(cell) for cell in replacements]) if known else (_of_its_own(check(cell)) for cell in replacements)
     try:
         first = next(cells)
     except StopIteration:
         raise ValueError("replacements is empty: it must give at least one (labels, {layer: kernel})") from None
     return itertools.chain([first], cells)
+
+
+def _of_its_own(cell):
+    """The cell as it is now: a generator may write its next kernel, or labels, into the same memory before this one is evaluated."""
+    labels, kernels = cell
+    return copy.copy(labels), {layer: kernel.clone() if isinstance(kernel, torch.Tensor) else kernel for layer, kernel in kernels.items()}
 
 
 def _check_layer(layer, layers, refused):

@@ -140,7 +140,7 @@ class _Unwritten(fx.Interpreter):
 def fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     """Make every convolution with what follows it one node, in place; return them by the layer's name."""
     convolutions, scratch = {}, Scratch()
-    calls = Counter(node.target.removesuffix(".weight") for node in graph.graph.nodes
+    calls = Counter(node.target.removesuffix(".weight").removesuffix(".bias") for node in graph.graph.nodes
                     if node.op in ("call_module", "get_attr"))
     for node in list(graph.graph.nodes):
         module = _module(graph, node)

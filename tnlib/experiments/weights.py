@@ -147,7 +147,8 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     """A trained network in eval mode, on the CPU: `name` on `dataset` ("cifar10", "cifar100", "shapes", or the path of an
     .npz file), `seed`.
 
-    Published weights come first, then your own below runs/. Raises `FileNotFoundError` where there are none,
+    Published weights come first, then your own below runs/. Of an .npz only the name of the file counts here; on its images
+    networks are measured by what checks them. Raises `FileNotFoundError` where there are none,
     `ValueError` for an unknown network and where the file is not the one its card describes, and `TypeError` for a
     `dataset` that is neither a name nor a path.
     """
