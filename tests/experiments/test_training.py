@@ -446,6 +446,13 @@ def test_weights_of_other_images_are_not_replaced(tmp_path):
     assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before and run(tmp_path)[0] == before
 
 
+def test_weights_of_another_recipe_are_not_replaced(tmp_path):
+    before, _ = run(tmp_path)
+    with pytest.raises(ValueError, match=rf"{STEM}.safetensors was trained with epochs 3, not 4: move it and its card elsewhere"):
+        run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=4))
+    assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before
+
+
 def test_weights_without_a_card_are_those_of_a_training_that_was_cut_off(tmp_path):
     """Killed between the two files: nothing says what the first is, and the training ends in the same."""
     before, card = run(tmp_path)

@@ -65,15 +65,17 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
                          f"{dataset.train_images.shape[3]}; grey ones repeated three times would do")
     name = stem(model, dataset.name, seed)
     path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
-    if path.is_file() and path.with_suffix(".json").is_file():  # training anew may replace them, but not those of other images
-        check_called(path, read_card(path), model, dataset.name, seed)
-        check_trained_on(dataset, read_card(path))
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
                 "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint,
                 "precision": training_precision(recipe, device)}
+    if path.is_file() and path.with_suffix(".json").is_file():  # the same training may make them again, and no other replaces them
+        check_called(path, card := read_card(path), model, dataset.name, seed)
+        check_trained_on(dataset, card)
+        if others := _differences({name: card[name] for name in ("recipe", "architecture")}, {name: identity[name] for name in ("recipe", "architecture")}):
+            raise ValueError(f"{path} was trained with {'; '.join(others)}: move it and its card elsewhere, or give another folder")
     module = initial_model(identity)
     _set_normalization(module, dataset)
 
@@ -249,6 +251,12 @@ def _write_checkpoint(path, module, optimizer, identity, history, seconds) -> No
         save_file(tensors, temporary, metadata=header)
 
 
+def _differences(begun: dict, asked: dict) -> list[str]:
+    """In what two trainings, as they are identified, are not the same, in words."""
+    begun, asked = (of | of["recipe"] | of["architecture"] | {"recipe": None, "architecture": None} for of in (begun, json.loads(json.dumps(asked))))
+    return [f"{name} {begun.get(name)!r}, not {asked.get(name)!r}" for name in begun | asked if begun.get(name) != asked.get(name)]
+
+
 def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
     if not path.exists():
         return [], 0.0
@@ -260,10 +268,7 @@ def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
         raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
     if header.pop("sha256", None) != digest(header, tensors):
         raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
-    begun, asked = (of | of["recipe"] | of["architecture"] | {"recipe": None, "architecture": None}
-                    for of in (json.loads(header["identity"]), json.loads(json.dumps(identity))))
-    if others := [f"{name} {begun.get(name)!r}, not {asked.get(name)!r}" for name in begun | asked
-                  if begun.get(name) != asked.get(name)]:
+    if others := _differences(json.loads(header["identity"]), identity):
         raise ValueError(f"the checkpoint {path} was begun with {'; '.join(others)}: go on with it as it was begun, or "
                          "remove it to start anew")
     module.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
