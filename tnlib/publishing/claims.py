@@ -123,8 +123,9 @@ class Part:
 
     @property
     def words(self) -> str:
-        """Its name, value and interval."""
-        return f"{self.name}: {self.text(self.interval.estimate)} ({self.span})"
+        """Its name, value and interval, and whether that is the one of a share that is the same in all networks."""
+        alike = ", all networks alike" if self._agreed and len(self.values) > 1 else ""
+        return f"{self.name}: {self.text(self.interval.estimate)} ({self.span}{alike})"
 
     @property
     def verdict(self) -> str | None:
