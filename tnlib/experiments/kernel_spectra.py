@@ -32,8 +32,8 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded" (and, `in_blocks`, the further ones of `gauges`), for
-    `kind` "kernel"; `kind` is also "shuffled" (of all gauges but random ones) and, with no gauge, "gaussian", each with `samples` draws, and "marchenko_pastur"
-    where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
+    `kind` "kernel"; `kind` is also "shuffled" (of all gauges but random ones) and, with no gauge, "gaussian", each with
+    `samples` draws, and "marchenko_pastur" where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
     kernels in that gauge are left out where there is another. `side_by_side` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)

@@ -168,8 +168,8 @@ def network(name: str) -> Network:
 def conv_kernels(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → kernel (OUT, IN/groups, KH, KW), detached, of every `Conv2d`, in the order in which they are defined.
 
-    They are the model's own memory: who writes into one changes the model, and takes a `.clone()` first. For the networks of this project this is the order of the forward pass. Raises `TypeError` for anything but a
-    module and `ValueError` for a module without `Conv2d` layers.
+    They are the model's own memory: who writes into one changes the model, and takes a `.clone()` first. For the networks of
+    this project the order is that of the forward pass. Raises `TypeError` for anything but a module and `ValueError` for a module without `Conv2d` layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
