@@ -12,12 +12,12 @@ from collections import Counter
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from .convolution import ACTIVATIONS
 from .replacements import dense, not_replaceable
+from .tracing import called, module_called, only_user
 
-
-RELU = {nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}  # a module's type, functions and methods
+RELU = {what for what, (kind, _) in ACTIVATIONS.items() if kind == "relu"} | {torch.relu_, "relu_"}
 # Functions and methods, by their names, that let a positive factor of a channel through, and leave channels where they are.
 LET_THROUGH = {"relu", "relu_", "leaky_relu", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "dropout2d",
                "flatten", "view", "reshape", "mean", "contiguous"}
@@ -82,16 +82,14 @@ def _runs(model: nn.Module) -> list[tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]
     """The runs of `within_blocks` in forward order: their convolutions, and the batch norms between them."""
     graph = _graph(model)
     norms, following = _normalized(model, graph), {}
-    module_of = lambda node: _without_hooks(model, node) if node.op == "call_module" else None
-    only_user = lambda node: next(iter(node.users)) if node is not None and len(node.users) == 1 else None
     for node in graph.nodes:
-        if (conv := module_of(node)) not in norms:
+        if (conv := module_called(model, node)) not in norms:
             continue
         relu = only_user(only_user(node))  # or what else is behind the batch norm
         after = only_user(relu)
-        if after is None or not _called_once(graph, after) or (type(module_of(relu)) if relu.op == "call_module" else relu.target) not in RELU:
+        if called(model, relu) not in RELU or not _called_once(graph, after):
             continue
-        if isinstance(next_conv := module_of(after), nn.Conv2d) and next_conv.groups == 1 and not _refused(model, [next_conv]):
+        if isinstance(next_conv := module_called(model, after), nn.Conv2d) and next_conv.groups == 1 and not _refused(model, [next_conv]):
             following[conv] = next_conv
     runs = []
     for first in (conv for conv in following if conv not in following.values()):
@@ -111,12 +109,6 @@ def _graph(model: nn.Module) -> fx.Graph:
         raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
 
 
-def _without_hooks(model: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls; None for one with hooks, which may do anything."""
-    module = model.get_submodule(node.target)
-    return None if module._forward_hooks or module._forward_pre_hooks else module
-
-
 def _refused(model: nn.Module, layers: list[nn.Module]) -> dict[str, str]:
     """Those of `layers` whose weight cannot be written, with why: it is computed, or another module's as well."""
     return not_replaceable(model, [name for name, module in model.named_modules() if any(module is layer for layer in layers)])
@@ -133,10 +125,10 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> dict[nn.Conv2d, nn.BatchNo
     for node in graph.nodes:
         if not _called_once(graph, node):
             continue
-        norm, source = _without_hooks(model, node), node.args[0] if node.args else None
+        norm, source = module_called(model, node), node.args[0] if node.args else None
         if type(norm) is not nn.BatchNorm2d or norm.running_var is None or not norm.affine or not _called_once(graph, source):
             continue
-        conv = _without_hooks(model, source)
+        conv = module_called(model, source)
         if isinstance(conv, nn.Conv2d) and len(source.users) == 1 and not _refused(model, [conv]):
             found[conv] = norm
     if not found:

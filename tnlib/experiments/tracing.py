@@ -143,23 +143,23 @@ def fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     calls = Counter(node.target.removesuffix(".weight").removesuffix(".bias") for node in graph.graph.nodes
                     if node.op in ("call_module", "get_attr"))
     for node in list(graph.graph.nodes):
-        module = _module(graph, node)
+        module = module_called(graph, node)
         plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
         if not plain or node.kwargs or calls[node.target] > 1:
             continue
         chain, norm, other, activation = [node], None, (), ("none", ())
-        follower = _module(graph, _only_user(node))
+        follower = module_called(graph, only_user(node))
         if type(follower) is nn.BatchNorm2d and follower.running_var is not None:
             norm = follower
-            chain.append(_only_user(node))
-        user = _only_user(chain[-1])
-        if _called(graph, user) in ADDITIONS and not user.kwargs and len(
+            chain.append(only_user(node))
+        user = only_user(chain[-1])
+        if called(graph, user) in ADDITIONS and not user.kwargs and len(
                 {source.meta["form"] for source in user.all_input_nodes}) == 1 < len(user.all_input_nodes):
             other = tuple(value for value in user.args if value is not chain[-1])
             chain.append(user)
-        if (called := _called(graph, _only_user(chain[-1]))) in ACTIVATIONS:
-            activation = ACTIVATIONS[called]
-            chain.append(_only_user(chain[-1]))
+        if (user := called(graph, only_user(chain[-1]))) in ACTIVATIONS:
+            activation = ACTIVATIONS[user]
+            chain.append(only_user(chain[-1]))
         convolutions[node.target] = Convolution(module, norm, activation, scratch)
         graph.set_submodule(node.target, convolutions[node.target])
         with graph.graph.inserting_before(chain[-1]):  # not where it was: what is added may come later
@@ -172,21 +172,22 @@ def fused(graph: fx.GraphModule) -> dict[str, Convolution]:
     return convolutions
 
 
-def _module(graph, node):
+def module_called(graph, node):
     """The module that a node calls; None for other nodes, and for one with hooks, which nothing else must replace."""
     module = graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
     return None if module is None or module._forward_hooks or module._forward_pre_hooks else module
 
 
-def _only_user(node):
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def only_user(node):
+    """The one node that reads what a node gives; None where there are others, or none, and for None."""
+    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _called(graph, node):
+def called(graph, node):
     """What a node calls: the class of a module without hooks, a function, or the name of a method; else None."""
     if node is None or node.op not in ("call_module", "call_function", "call_method"):
         return None
     if node.op != "call_module":
         return node.target
-    module = _module(graph, node)
+    module = module_called(graph, node)
     return None if module is None else type(module)
