@@ -10,7 +10,7 @@ from scipy import interpolate
 
 import tnlib
 from tnlib.experiments.drops import harmless
-from tnlib.experiments.files import ROOT
+from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import find_table, read_table
 from tnlib.publishing.building import glued_values
 
@@ -81,10 +81,8 @@ def test_the_deep_network_has_every_rival_at_its_lowest_ranks(shapes_jobs, said)
     assert said["deep-late-noise"].strip("'") == f"{late.min():.1f} to {late.max():.1f}"
 
 
-def test_pruning_is_counted_with_what_reads_the_channels(said):
-    """The same network by hand: conv1 to conv4, and the first linear layer after windows of 2×2."""
-    table = read_table(find_table("controls", "vanilla", "shapes", 0))
-    model = tnlib.load_model("vanilla", "shapes")
+def better_than_pruning(table, model):
+    """Of each pair that tells, whether the truncation does less harm: conv1 to conv4 by hand, and the first linear layer after windows of 2×2."""
     own = {layer: kernel[0].numel() for layer, kernel in tnlib.conv_kernels(model).items()}
     reads = {"conv1": 64 * 9, "conv2": 128 * 9, "conv3": 256 * 9, "conv4": 4 * model.linear1.out_features}
     better = []
@@ -98,8 +96,21 @@ def test_pruning_is_counted_with_what_reads_the_channels(said):
             other, saved = float(line(channels * own[layer] - row.parameters)), channels * own[layer] - row.parameters
             if saved > 0 and np.isfinite(other) and max(other, row.accuracy_drop) > 1:
                 better.append(row.accuracy_drop < other)
+    return better
+
+
+def test_pruning_is_counted_with_what_reads_the_channels(said):
+    better = better_than_pruning(read_table(find_table("controls", "vanilla", "shapes", 0)), tnlib.load_model("vanilla", "shapes"))
     assert said["whole-filters-telling"] == str(len(better)) and len(better) > 5
     assert said["whole-filters"].strip("'") == f"{100 * np.mean(better):.0f} %" and said["second-whole-filters"].strip("'") == "–"
+
+
+@pytest.mark.parametrize("dataset, most", [("cifar10", 0.1), ("cifar100", 0.4)])
+def test_removing_filters_is_mostly_the_better_way_in_the_published_tables(dataset, most):
+    """As chapter 6 says of parameters that are saved in the whole network without training."""
+    better = [found for seed in range(5) for found in better_than_pruning(read_table(PUBLISHED / "results" / f"controls-vanilla-{dataset}-s{seed}.csv"),
+                                                                          tnlib.load_model("vanilla", dataset, seed))]
+    assert len(better) > 150 and np.mean(better) < most
 
 
 def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):
