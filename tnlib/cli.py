@@ -97,7 +97,8 @@ def train(model, dataset, seed, data, publish):
 @click.option("--workers", default=0, type=click.IntRange(0), metavar="N",
               help="Processes of one thread each; 0, the default: this one, with all of its threads.")
 @click.option("--publish", is_flag=True, help="Write to published/results instead of runs/results.")
-def measure(experiment, model, dataset, seed, data, workers, publish):
+@click.option("--complete", is_flag=True, help="Keep the rows of the published table, and make only those runs that it lacks.")
+def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
     EXPERIMENT: truncation, noise, shrink, joint, data-aware, multi-mode, tensor-train, cp, tensor-ring, controls, gauges,
@@ -121,7 +122,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish):
     folder = (PUBLISHED if publish else RUNS) / "results"
     try:
         with processes(workers) as executor:
-            path = measure(experiment, model, images, seed, folder, executor)
+            path = measure(experiment, model, images, seed, folder, executor, complete=complete)
     finally:  # a table of those runs that have ended may have been left
         if publish:
             describe_results(PUBLISHED)

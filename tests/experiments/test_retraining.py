@@ -1,12 +1,15 @@
 """Re-training: how far a case truncates, what its arms start from and may become, and runs that are resumed."""
 
 import dataclasses
+import json
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -292,9 +295,9 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     monkeypatch.setattr(Retraining, "run", stop_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
-    partial = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
-    assert len(read_table(partial)) == 9 and set(read_table(partial)["arm"]) == {"continued", "reordered", "scratch"}
-    assert read_card(partial)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
+    path = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
+    assert len(read_table(path)) == 9 and set(read_table(path)["arm"]) == {"continued", "reordered", "scratch"}
+    assert read_card(path)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
     monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "again"))
     assert tables.find_table("retraining", "vanilla", "small", 0) is None, "what was cut off is to go on"
     with monkeypatch.context() as elsewhere, pytest.raises(StoreError, match='"training_precision": "bfloat16"'):
@@ -317,6 +320,67 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     with pytest.raises(KeyboardInterrupt):
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(read_card(again)["missing"]) == 3
+
+
+def test_a_published_table_is_completed_with_the_runs_that_it_lacks(short, small, tmp_path, monkeypatch):
+    """In the same files as if all had been made in one call; and what is there is not made again."""
+    whole = measure("retraining", "vanilla", small, folder=tmp_path / "whole", progress=False)
+    kept = tmp_path / "results" / "retraining-vanilla-small-s0.sqlite"
+    kept.unlink()
+    monkeypatch.setattr(measurements, "PUBLISHED", tmp_path / "published")
+    with monkeypatch.context() as before:
+        before.setattr(Retraining, "runs", lambda self: [(None, "continued"), (OUT, "free")])
+        published = measure("retraining", "vanilla", small, folder=tmp_path / "published" / "results", progress=False)
+    assert set(read_table(published)["arm"]) == {"continued", "free"}
+    complete = partial(measure, "retraining", "vanilla", small, folder=tmp_path / "completed", progress=False, complete=True)
+    kept.rename(tmp_path / "kept")
+    made, run = [], Retraining.run
+
+    def stop_after_two(self, *of):
+        made.append(of)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        yield from run(self, *of)
+
+    monkeypatch.setattr(Retraining, "run", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        complete()
+    found = complete()
+    assert len(made) == 5 and set(made) == {(None, "reordered"), (None, "scratch"), (OUT, "noise"), (OUT, "kept")}
+    assert found.read_bytes() == whole.read_bytes() and bits_path(found).read_bytes() == bits_path(whole).read_bytes()
+    first, *since = read_card(found)["calls"]
+    assert [first] == read_card(published)["calls"] and len(since) == 2 and since[0]["started"] >= first["started"]
+    assert complete() == found and len(made) == 5, "nothing is missing any more"
+
+
+def test_what_cannot_be_completed_is_refused_before_anything_is_made(short, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurements, "PUBLISHED", tmp_path / "published")
+    complete = partial(measure, "retraining", "vanilla", small, progress=False, complete=True)
+    with pytest.raises(ValueError, match="retraining-vanilla-small-s0 cannot be completed: it is not published; measure all of it"):
+        complete()
+    with pytest.raises(ValueError, match="truncation-vanilla-small-s0 is made of cells, which are all in a table or none"):
+        measure("truncation", "vanilla", small, progress=False, complete=True)
+    monkeypatch.setattr(Retraining, "runs", lambda self: [(None, "continued"), (None, "scratch")])
+    published = measure("retraining", "vanilla", small, folder=tmp_path / "published" / "results", progress=False)
+    kept = tmp_path / "results" / "retraining-vanilla-small-s0.sqlite"
+    complete()  # these very runs are kept already
+    with closing(sqlite3.connect(kept)) as database, database:
+        database.execute("UPDATE calls SET content = ?", (json.dumps({"started": "another day"}),))
+    with pytest.raises(ValueError, match="retraining-vanilla-small-s0.sqlite holds runs of your own: move it away to complete"):
+        complete()
+    kept.unlink()
+    monkeypatch.setattr(Retraining, "runs", lambda self: [(None, "continued")])
+    with pytest.raises(ValueError, match="has a row that this experiment does not make: test cut=none strength=1 arm=scratch epoch=0"):
+        complete()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(measurements, "training_precision", lambda recipe: "bfloat16")
+        kept.unlink()
+        with pytest.raises(ValueError, match="cannot be completed here, as the published table is of other training_precision: .*there, bfloat16 here"):
+            complete()
+    kept.unlink()
+    published.write_text(published.read_text().replace("scratch", "Scratch", 1))
+    with pytest.raises(ValueError, match="is corrupt or was altered"):
+        complete()
 
 
 def test_a_run_that_cannot_be_made_does_not_stop_the_others(short, small, tmp_path, monkeypatch):

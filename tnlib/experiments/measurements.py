@@ -17,21 +17,21 @@ from .compression import Compression
 from .datasets import Dataset, load_dataset
 from .evaluation import default_device, evaluate, split_arrays
 from .experiment import Subject, too_large
-from .files import RUNS
+from .files import PUBLISHED, RUNS
 from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
 from .retraining import Retraining
 from .store import Store, alone
 from .sweep import sweep
-from .tables import UNTRUNCATED, has_card, write_table
+from .tables import UNTRUNCATED, has_card, read_cells, write_table
 from .training import as_trained_on, training_precision
 from .truncations import show_untruncated
 from .weights import check_trained_on, find_weights, load_model, read_card, stem
 
 
 def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, folder=None, executor=None,
-            progress: bool = True) -> Path:
+            progress: bool = True, complete: bool = False) -> Path:
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
     What is found is kept in runs/results/<name>.sqlite within a second. Cells of a sweep are found a group at a time, up to 64
@@ -42,7 +42,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     what is there.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
     hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
-    a whole one), whose card says which are `missing`. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    a whole one), whose card says which are `missing`. `complete`: only those runs are made that the published table lacks, and its
+    rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -74,6 +75,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     path = Path(folder or RUNS / "results") / f"{name}.csv"
     with alone(kept, progress):
         store = Store(kept, identity)
+        if complete:
+            _take_over(entry, subject, store, identity)
         missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
         if missing:
             call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
@@ -89,6 +92,36 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                 raise
             store.end(call, seconds=round(time.perf_counter() - begun, 1))
         return write_table(entry, store, path, identity, dataset)
+
+
+def _take_over(entry, subject, store, identity):
+    """Put into the store what the published table of this measurement has, unless that was done before.
+
+    Raises `ValueError` where there is none, it was made in another way, or the store holds runs of one's own.
+    """
+    name = store.path.with_suffix("").name
+    if not entry.runs:
+        raise ValueError(f"{name} is made of cells, which are all in a table or none: only a table of runs can be completed")
+    path = PUBLISHED / "results" / f"{name}.csv"
+    if not has_card(path):
+        raise ValueError(f"{name} cannot be completed: it is not published; measure all of it")
+    card = read_card(path)
+    if other := [what for what, value in identity.items() if card.get(what) != value]:
+        raise ValueError(f"{name} cannot be completed here, as the published table is of other " + "; ".join(
+            f"{what}: {card.get(what)} there, {identity[what]} here" for what in other))
+    calls = store.calls()
+    if calls[:len(card["calls"])] == card["calls"]:
+        return
+    if calls or store.places():
+        raise ValueError(f"{store.path} holds runs of your own: move it away to complete the published table")
+    (split,), plan = entry.splits, entry.runs(subject)
+    made = [labels for run in plan.runs() for labels in plan.keys(*run)]
+    values = lambda labels: tuple(labels[name] for name in entry.key)  # 1 in a table may be 1.0 in a key
+    known = {values(labels): (entry.key_of(split, labels), place) for place, labels in enumerate(made, start=1)}
+    whole, *rows = read_cells(path)
+    if unknown := [labels for labels, *_ in rows if values(labels) not in known]:
+        raise ValueError(f"{path} has a row that this experiment does not make: {entry.key_of(split, unknown[0])}")
+    store.take_over([(f"{split} {UNTRUNCATED}", 0, *whole), *((*known[values(row[0])], *row) for row in rows)], card["calls"])
 
 
 def _circumstances(entry, executor) -> dict:

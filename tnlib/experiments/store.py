@@ -91,14 +91,21 @@ class Store:
         `place` orders the table, `correct` is one bool an image. What is there already is left as it is, but for a part
         of what belongs together, which is replaced.
         """
-        rows = [(key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss))
-                for key, place, labels, correct, loss in cells]
+        rows = [_row(*cell) for cell in cells]
         with self._errors(), self._connection() as database:
             database.execute("BEGIN IMMEDIATE")
             there = (database.execute("SELECT 1 FROM cells WHERE key = ?", row[:1]).fetchone() for row in rows)
             if not all(there):
                 database.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", rows)
                 database.executemany("DELETE FROM units WHERE first_cell = ?", [row[:1] for row in rows])
+
+    def take_over(self, cells: list[tuple[str, int, dict, np.ndarray, float]], calls: list[dict]) -> None:
+        """Keep cells that were found elsewhere, as `add` takes them, with what is noted of the calls that did; both or neither."""
+        rows = [_row(*cell) for cell in cells]
+        with self._errors(), self._connection() as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT INTO calls (content) VALUES (?)", [(json.dumps(call),) for call in calls])
 
     def add_unit(self, cells: list[dict], images: slice, correct: np.ndarray, loss: np.ndarray) -> None:
         """Keep what was found of `cells`, each with its "key", on some of the images: `correct` [cells, images], `loss` [cells]."""
@@ -193,6 +200,11 @@ class Store:
     def _not_kept(self, error):
         return StoreError(f"results cannot be kept in {self.path}: {error}. Is the folder writable, is the disk full? "
                           "What was kept before is intact; the same command goes on from there.")
+
+
+def _row(key, place, labels, correct, loss) -> tuple[str, int, str, bytes, float]:
+    """A cell as the file has it."""
+    return key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
 
 
 def _unit(cells, images) -> tuple[str, str, int, int]:

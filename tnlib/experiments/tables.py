@@ -133,10 +133,33 @@ def read_spectra(path) -> pd.DataFrame:
     """
     path = Path(path)
     _check(bits_path(path), read_card(path).get("bits_sha256"))
-    parts = [pd.DataFrame({"row": int(row), "layer": layer, "index": np.arange(1, len(values) + 1), "value": values})
-             for name, values in load_file(bits_path(path)).items() if name.startswith(f"{SPECTRUM}.")
-             for _, row, layer in [name.split(".", 2)]]
+    parts = [pd.DataFrame({"row": row, "layer": layer, "index": np.arange(1, len(values) + 1), "value": values})
+             for row, layer, values in _spectra(path)]
     return read_table(path).merge(pd.concat(parts), left_index=True, right_on="row").drop(columns="row").reset_index(drop=True)
+
+
+def _spectra(path):
+    """(row, layer, singular values) of all that are beside a table's rows."""
+    for name, values in load_file(bits_path(path)).items():
+        if name.startswith(f"{SPECTRUM}."):
+            _, row, layer = name.split(".", 2)
+            yield int(row), layer, values
+
+
+def read_cells(path) -> list[tuple[dict, np.ndarray, float]]:
+    """What a store holds of a table of one split: (labels, correct [images], loss) of the untruncated network, then of every row.
+    Raises as `read_bits`."""
+    table, ((split, whole),) = read_table(path), read_card(path)["untruncated"].items()
+    ((untruncated, right),) = read_bits(path, {split: whole["images"]}).values()
+    beside: dict[int, dict] = {}
+    for row, layer, values in _spectra(path):
+        beside.setdefault(row, {})[layer] = values.tolist()
+    labels = table.drop(columns=["model", "dataset", "seed", *OUTCOMES]).astype(object)
+    cells = [({"split": split}, untruncated, whole["loss"])]
+    for row, (_, its) in enumerate(labels.iterrows()):
+        about = its.dropna().to_dict() | ({SPECTRUM: beside[row]} if row in beside else {})
+        cells.append((about, right[row], table["loss"][row]))
+    return cells
 
 
 def _check(path, expected):
