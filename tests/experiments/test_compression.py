@@ -190,7 +190,21 @@ def test_one_fraction_may_leave_the_first_layer_whole(plan, model):
     assert plan.chosen("fraction", 0.5)[0][first].cut is not None, "which one fraction for all does not"
 
 
-@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction", "fraction-inner", "map-one-cut"])
+def test_one_fraction_may_leave_the_first_layer_whole_and_keep_to_the_cut_of_one_for_all(plan, model, monkeypatch):
+    """By accuracies that are given: OUT,KH is best where all layers are truncated, IN where the first is not."""
+    (first, kernel), *others = conv_kernels(model).items()
+    most = 0.5 * sum(kernel.numel() for kernel in conv_kernels(model).values())
+    given_to = {(True, "OUT,KH"): 0.8, (False, "IN"): 0.9}
+    monkeypatch.setattr(compression, "with_kernels", lambda model, factors: (first in factors, next(iter(factors.values())).cut.name))
+    monkeypatch.setattr(compression, "evaluate", lambda way, dataset, split: type("Evaluation", (), {"accuracy": given_to.get(way, 0.1)}))
+    cuts = lambda arm: {option.cut for option in plan.chosen(arm, 0.5)[0].values()} - {None}
+    assert cuts("fraction") == {"OUT,KH"} and cuts("fraction-inner") == {"IN"}
+    chosen, level = plan.chosen("fraction-inner-one-cut", 0.5)
+    assert chosen[first] == Option(0.0, kernel.numel()) and level < 1
+    assert {layer: chosen[layer] for layer, _ in others} == choose(by_fraction(dict(others), Cut.parse("OUT,KH")), most - kernel.numel())[0]
+
+
+@pytest.mark.parametrize("arm", ["map", "norm", "data-aware", "fraction", "fraction-inner", "map-one-cut", "fraction-inner-one-cut"])
 @pytest.mark.parametrize("budget", [0.5, 0.25])
 def test_a_compressed_network_has_as_many_parameters_as_its_labels_say_and_the_budget_allows(plan, model, arm, budget):
     module, labels = plan.start(arm, budget)
@@ -280,7 +294,7 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     assert set(table.columns) <= set(COLUMNS)
     assert list(zip(table["arm"], table["budget"], table["epoch"])) == [
         *((arm, 0.25, epoch) for arm in ("map", "fraction", "norm", "data-aware") for epoch in (0, 1)), ("narrower", 0.25, 1),
-        *((arm, 0.25, epoch) for arm in ("map-one-cut", "fraction-inner") for epoch in (0, 1))]
+        *((arm, 0.25, epoch) for arm in ("map-one-cut", "fraction-inner", "fraction-inner-one-cut") for epoch in (0, 1))]
     assert card["parameters"]["truncation"] == read_card(held_out)["sha256"], "by which table ranks were chosen"
     assert card["parameters"]["recipe"]["epochs"] == 1 and card["parameters"]["narrower_recipe"]["epochs"] == Recipe().epochs + 1
     assert "training_precision" in card
@@ -290,7 +304,8 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
     monkeypatch.setattr(verification, "load_dataset", lambda name, root=None: small)
     checks = verification.verify(100, experiment="compression")
     assert {check.key: check.images for check in checks} == {
-        **{f"test arm={arm} budget=0.25 epoch=0": len(small.test_labels) for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner")},
+        **{f"test arm={arm} budget=0.25 epoch=0": len(small.test_labels) for arm in ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner",
+                                                                                                       "fraction-inner-one-cut")},
         "test arm=narrower budget=0.25 epoch=1": 0}
     assert all(check.different == 0 and check.deviation < 1e-6 for check in checks)
     monkeypatch.setattr(verification, "read_table", lambda path: table.assign(channels="4 5 6 7"))

@@ -7,7 +7,7 @@ Ranks are chosen by the rule of `budgets`, by one of these measures:
 - "data-aware": the relative error of what the layer gives, see `data_aware`;
 - "fraction": the share of the largest rank that is taken away, at one cut for all: the uniform choice without a measurement;
 - "fraction-inner": the same of all layers but the first, which stays whole: its few channels are few parameters, too;
-- "map-one-cut": as "map", but at the one cut of "fraction".
+- "map-one-cut", "fraction-inner-one-cut": as "map" and "fraction-inner", but at the one cut of "fraction".
 
 Beside them "narrower" is a dense network with fewer channels, trained from scratch for as many epochs in all.
 """
@@ -24,7 +24,7 @@ import pandas as pd
 from torch import nn
 
 from ..tensors.checks import check_count
-from ..tensors.cuts import CUTS, factorize
+from ..tensors.cuts import CUTS, Cut, factorize
 from ..tensors.factors import KernelFactors
 from ..tensors.network import multiply_adds
 from .budgets import Option, by_fraction, by_measurement, by_norm, choose
@@ -37,7 +37,7 @@ from .training import Training
 
 BUDGETS = (0.5, 0.25, 0.125)  # of the convolutions' parameters
 MEASURED = {"map": "accuracy_drop", "map-one-cut": "accuracy_drop", "data-aware": "data_aware_error"}  # arm → the column of "truncation" that it goes by
-ARMS = ("map", "fraction", "norm", "data-aware", "narrower", "map-one-cut", "fraction-inner")
+ARMS = ("map", "fraction", "norm", "data-aware", "narrower", "map-one-cut", "fraction-inner", "fraction-inner-one-cut")
 WIDTHS = 256  # a narrower network's channels are so manieth parts of the network's own
 
 
@@ -177,15 +177,14 @@ class Compression:
         if arm in MEASURED:
             cells = self.cells
             if arm == "map-one-cut":
-                uniform, _ = self.chosen("fraction", budget)
-                cells = cells[cells["cut"].isin([option.cut for option in uniform.values()])]
+                cells = cells[cells["cut"] == self._one_cut(budget).name]
             return choose(by_measurement(kernels, cells, MEASURED[arm]), most)
         if arm == "norm":
             return choose(by_norm(kernels), most)
-        if arm not in ("fraction", "fraction-inner"):
+        if arm not in ("fraction", "fraction-inner", "fraction-inner-one-cut"):
             raise ValueError(f"unknown way to compress {arm!r}: it takes {', '.join(map(repr, ARMS))}")
-        found, whole = [], tuple(kernels)[:1] if arm == "fraction-inner" else ()
-        for cut in CUTS:
+        found, whole = [], () if arm == "fraction" else tuple(kernels)[:1]
+        for cut in [self._one_cut(budget)] if arm == "fraction-inner-one-cut" else CUTS:
             try:
                 found.append(choose(by_fraction(kernels, cut, whole), most))
             except ValueError:  # a cut at which rank 1 takes more than the budget
@@ -194,6 +193,12 @@ class Compression:
             raise ValueError(f"at none of the cuts does the network fit into {most:,.0f} parameters: give a larger budget")
         answers = lambda way: evaluate(with_kernels(model, _factors(kernels, way[0])), self.retraining.dataset, split="validation")
         return max(found, key=lambda way: answers(way).accuracy)
+
+    def _one_cut(self, budget) -> Cut:
+        """That of one fraction for all layers."""
+        uniform, _ = self.chosen("fraction", budget)
+        (name,) = {option.cut for option in uniform.values() if option.cut}
+        return Cut.parse(name)
 
     def _narrower(self, budget):
         """The widest network of channels in the network's own proportions whose kernels fit into the budget, with fresh weights."""
