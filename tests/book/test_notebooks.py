@@ -1,6 +1,7 @@
 """The notebooks: clean sources, and what they compute with the `shapes` profile."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -313,11 +314,16 @@ def test_noise_may_take_more_of_the_last_kernel_as_truncations_may():
         noise = notebook.student_interval((stars["noise"].loc["conv4"] - stars["noise"].loc["conv2"]).to_numpy())
         assert noise.n == 5 and noise.low > 0
         assert noise.estimate > 0.9 * (stars["truncation"].loc["conv4"] - stars["truncation"].loc["conv2"]).mean()
-    for name in ("vanilla", "vanilla-constant", "vanilla-reversed"):
-        tables = [one_points(read_table(PUBLISHED / "results" / f"truncation-{name}-cifar10-s{seed}.csv").query("split == 'test'"), ["layer", "cut"])
-                  for seed in trained_seeds(name, "cifar10")]
+    rises = {}
+    for dataset, name in itertools.product(("cifar10", "cifar100"), ("vanilla", "vanilla-constant", "vanilla-reversed")):
+        tables = [one_points(read_table(PUBLISHED / "results" / f"truncation-{name}-{dataset}-s{seed}.csv").query("split == 'test'"), ["layer", "cut"])
+                  for seed in trained_seeds(name, dataset)]
         mean = pd.concat(tables).groupby("layer")["lambda_star"].mean()
-        assert mean["conv4"] - mean["conv3"] > 0.6 * (mean["conv4"] - mean["conv2"]) > 0
+        rises[dataset, name] = mean["conv4"] - mean["conv2"]
+        assert dataset == "cifar100" or mean["conv4"] - mean["conv3"] > 0.6 * rises[dataset, name] > 0
+    for name in ("vanilla-constant", "vanilla-reversed"):
+        assert rises["cifar10", name] > 0.5 * rises["cifar10", "vanilla"], "it is not only the width"
+        assert abs(rises["cifar100", name]) < 0.1 * rises["cifar100", "vanilla"], "where width does not grow nothing is left of the rise"
 
 
 def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
