@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.experiments.sweep_cases import MODELS, cells_of, model_and_data, noisy, run, swapped, vanilla_cells
 import tnlib
-from tnlib import Dataset, conv_kernels, evaluate, load_dataset, load_model, sweep
+from tnlib import Dataset, conv_kernels, evaluate, factorize, load_dataset, load_model, sweep
 from tnlib.experiments import sweep as sweep_module
 from tnlib.experiments import workers as workers_module
 from tnlib.experiments.convolution import Convolution
@@ -386,6 +386,22 @@ def test_a_generator_may_write_into_one_kernel_and_one_dict(monkeypatch, kept_by
         expected = swapped(model, dataset, {"conv3": torch.cat([torch.zeros_like(own[:count]), own[count:]])})
         assert evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
     assert len({evaluation.loss for _, evaluation in found}) == len(counts)
+
+
+def test_a_generator_may_write_into_the_factors_that_it_gave():
+    model, dataset = model_and_data("vanilla")
+    factors = factorize(conv_kernels(model)["conv3"], "OUT,KW", 30)
+
+    def scaled():
+        for power in range(3):
+            yield {"power": power}, {"conv3": factors}
+            factors.factors[0].mul_(0.5)
+
+    found = run(model, dataset, scaled())
+    for power, (_, evaluation) in enumerate(found):
+        expected = swapped(model, dataset, {"conv3": factorize(conv_kernels(model)["conv3"], "OUT,KW", 30).to_kernel() * 0.5 ** power})
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert len({evaluation.loss for _, evaluation in found}) == 3
 
 
 class Subtracting(nn.Module):

@@ -13,6 +13,7 @@ each worker holds one unit of work, and the calling process the kernels of `work
 """
 
 import copy
+import dataclasses
 import itertools
 import pickle
 from collections import deque
@@ -213,8 +214,10 @@ def _checked(replacements, layers, refused):
 
 def _of_its_own(cell):
     """The cell as it is now: a generator may write its next kernel, or labels, into the same memory before this one is evaluated."""
+    own = lambda kernel: (kernel.clone() if isinstance(kernel, torch.Tensor)
+                          else dataclasses.replace(kernel, factors=tuple(factor.clone() for factor in kernel.factors)))
     labels, kernels = cell
-    return copy.copy(labels), {layer: kernel.clone() if isinstance(kernel, torch.Tensor) else kernel for layer, kernel in kernels.items()}
+    return copy.copy(labels), {layer: own(kernel) for layer, kernel in kernels.items()}
 
 
 def _check_layer(layer, layers, refused):
