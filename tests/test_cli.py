@@ -48,7 +48,7 @@ def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, 
     asked = []
     monkeypatch.setattr(training, "train", lambda model, data, seed, folder: asked.append((model, data.name, seed, folder)))
     monkeypatch.setattr(weights, "read_card", lambda path: {"test_accuracy": 0.875})
-    monkeypatch.setattr(measurements, "measure", lambda *arguments: asked.append(arguments[4]))
+    monkeypatch.setattr(measurements, "measure", lambda *arguments, **options: asked.append(arguments[4]))
     monkeypatch.setattr(datapackage, "describe_results", lambda folder: asked.append(f"described {folder}"))
     path = folder / "weights" / "vanilla-shapes-s3.safetensors"
     monkeypatch.setattr(weights, "find_weights", lambda *network: path)

@@ -74,13 +74,14 @@ def train(model, dataset, seed, data, publish):
     from .experiments.networks import network
     from .experiments.tables import has_card
     from .experiments.training import train
-    from .experiments.weights import find_weights, read_card, stem
+    from .experiments.weights import check_called, find_weights, read_card, stem
     keep_freed_memory()
     network(model)  # an unknown name stops here, before the data set is read
     folder = (PUBLISHED if publish else RUNS) / "weights"
     images = load_dataset(dataset, data)
     path = folder / f"{stem(model, images.name, seed)}.safetensors"
     if has_card(path):
+        check_called(path, read_card(path), model, images.name, seed)
         raise ValueError(f"{path} is trained already: move it and its card elsewhere to train the network anew")
     train(model, images, seed, folder=folder)
     click.echo(f"Weights: {path} ({100 * read_card(path)['test_accuracy']:.1f} % of the test images are answered right)")
@@ -113,6 +114,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.measurements import measure, processes
     from .experiments.networks import network
+    from .experiments.tables import find_table
     from .experiments.weights import find_weights
     keep_freed_memory()
     experiment_called(experiment)
@@ -127,6 +129,8 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
         if publish:
             describe_results(PUBLISHED)
     click.echo(f"Results: {path}")
+    if (first := find_table(experiment, model, images.name, seed)) not in (None, path):
+        click.echo(f"Published tables come before your own: the book still reads {first}")
 
 
 @main.command()

@@ -17,6 +17,7 @@ from torch import nn
 
 from tnlib import Dataset, entanglement_entropy, evaluate, load_model, train
 from tnlib.experiments import provenance, training, weights
+from tnlib.experiments.files import write_json
 from tnlib.experiments.networks import NETWORKS, Network, Recipe, Vanilla
 from tnlib.experiments.training import augment, augmented, learning_rate
 
@@ -444,6 +445,17 @@ def test_weights_of_other_images_are_not_replaced(tmp_path):
                        "remove tiny-mine-s0.safetensors and its card, and train again"):
         run(tmp_path, dataset(seed=1))
     assert (tmp_path / f"{STEM}.safetensors").read_bytes() == before and run(tmp_path)[0] == before
+
+
+def test_a_training_whose_weights_would_never_be_found_does_not_begin(tmp_path, monkeypatch):
+    """tiny on mine-s0.npz and tiny-mine on s0.npz have one name; what is there is found first, and is another network."""
+    run(tmp_path / "first")
+    path = (tmp_path / "first" / f"{STEM}.json")
+    write_json(path, json.loads(path.read_text()) | {"model": "another"})
+    monkeypatch.setattr(weights, "FOLDERS", (tmp_path / "first",))
+    with pytest.raises(ValueError, match=rf"{STEM}.safetensors is not the network asked for .tiny on mine, seed 0.: its card describes another on mine"):
+        run(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_weights_of_another_recipe_are_not_replaced(tmp_path):

@@ -17,6 +17,7 @@ from .torchvision_compat import import_torchvision
 from .weights import published_networks
 
 SPLIT_SEED = 20240321  # fixes which training images are held out; never change it
+MOST_CLASSES = 100_000  # more of them are numbers of something else
 SIDE = 32
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -73,9 +74,9 @@ class Dataset:
 
         order = np.argsort(test_labels, kind="stable")
         self.test_images, self.test_labels = test_images[order], test_labels[order]
-        self._differing_test = np.asarray(differing_test, dtype=np.int64)
+        self._differing_test = _indices(differing_test, "differing_test")
         self._all_train = train_images, train_labels
-        self._differing_train = np.asarray(differing_train, dtype=np.int64)
+        self._differing_train = _indices(differing_train, "differing_train")
         for split, indices, n in (("train", self._differing_train, len(train_labels)),
                                   ("test", self._differing_test, len(test_labels))):
             if len(indices) and not 0 <= indices.min() <= indices.max() < n:
@@ -166,7 +167,17 @@ def _check(images, labels, split):
         raise ValueError("test_images is empty: at least one test image is needed")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"{split}_labels must not be negative, got {labels.min()}")
+    if len(labels) and labels.max() >= MOST_CLASSES:
+        raise ValueError(f"{split}_labels go up to {labels.max()}, and labels number the classes from 0: of other numbers make such with "
+                         "np.unique(labels, return_inverse=True)[1]")
     return np.ascontiguousarray(images), labels.astype(np.int64)  # torchvision's arrays are views of (N, C, H, W)
+
+
+def _indices(given, name):
+    found = np.asarray(given)
+    if found.ndim != 1 or found.size and not np.issubdtype(found.dtype, np.integer):
+        raise TypeError(f"{name} must be indices, whole numbers in one row, got {found.dtype} {found.shape}")
+    return found.astype(np.int64)
 
 
 # ---- finding a data set ------------------------------------------------------------------------------------------

@@ -73,10 +73,11 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         identity["training_precision"] = training_precision(plan.recipe)  # of all arms one: they are compared
     identity["parameters"] = entry.parameters(subject)
     path = Path(folder or RUNS / "results") / f"{name}.csv"
+    published = _published(entry, subject, name, identity) if complete else None
     with alone(kept, progress):
         store = Store(kept, identity)
-        if complete:
-            _take_over(entry, subject, store, identity)
+        if published:
+            _take_over(store, *published)
         missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
         if missing:
             call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
@@ -94,12 +95,11 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         return write_table(entry, store, path, identity, dataset)
 
 
-def _take_over(entry, subject, store, identity):
-    """Put into the store what the published table of this measurement has, unless that was done before.
+def _published(entry, subject, name, identity):
+    """The cells and the calls that the published table of this measurement has, as a store takes them.
 
-    Raises `ValueError` where there is none, it was made in another way, or the store holds runs of one's own.
+    Raises `ValueError` where there is none, it was made in another way, or holds other rows.
     """
-    name = store.path.with_suffix("").name
     if not entry.runs:
         raise ValueError(f"{name} is made of cells, which are all in a table or none: only a table of runs can be completed")
     path = PUBLISHED / "results" / f"{name}.csv"
@@ -109,11 +109,6 @@ def _take_over(entry, subject, store, identity):
     if other := [what for what, value in identity.items() if card.get(what) != value]:
         raise ValueError(f"{name} cannot be completed here, as the published table is of other " + "; ".join(
             f"{what}: {card.get(what)} there, {identity[what]} here" for what in other))
-    calls = store.calls()
-    if calls[:len(card["calls"])] == card["calls"]:
-        return
-    if calls or store.places():
-        raise ValueError(f"{store.path} holds runs of your own: move it away to complete the published table")
     (split,), plan = entry.splits, entry.runs(subject)
     made = [labels for run in plan.runs() for labels in plan.keys(*run)]
     values = lambda labels: tuple(labels[name] for name in entry.key)  # 1 in a table may be 1.0 in a key
@@ -121,7 +116,17 @@ def _take_over(entry, subject, store, identity):
     whole, *rows = read_cells(path)
     if unknown := [labels for labels, *_ in rows if values(labels) not in known]:
         raise ValueError(f"{path} has a row that this experiment does not make: {entry.key_of(split, unknown[0])}")
-    store.take_over([(f"{split} {UNTRUNCATED}", 0, *whole), *((*known[values(row[0])], *row) for row in rows)], card["calls"])
+    return [(f"{split} {UNTRUNCATED}", 0, *whole), *((*known[values(row[0])], *row) for row in rows)], card["calls"]
+
+
+def _take_over(store, cells, calls):
+    """Put published cells into the store, unless that was done before. Raises `ValueError` where it holds runs of one's own."""
+    begun = store.calls()
+    if begun[:len(calls)] == calls:
+        return
+    if begun or store.places():
+        raise ValueError(f"{store.path} holds runs of your own: move it away to complete the published table")
+    store.take_over(cells, calls)
 
 
 def _circumstances(entry, executor) -> dict:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
 from .store import alone
-from .weights import as_stored, check_called, check_trained_on, digest, initial_model, read_card, save_weights, stem
+from .weights import (as_stored, check_called, check_trained_on, digest, find_weights, initial_model, read_card, save_weights,
+                      stem)
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
 
@@ -64,6 +66,9 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         raise ValueError(f"training takes images in colour, of three channels, and those of {dataset!r} have "
                          f"{dataset.train_images.shape[3]}; grey ones repeated three times would do")
     name = stem(model, dataset.name, seed)
+    with suppress(FileNotFoundError):  # weights called the same, of another network, would be found first
+        first = find_weights(model, dataset.name, seed)
+        check_called(first, read_card(first), model, dataset.name, seed)
     path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 
