@@ -85,7 +85,7 @@ def test_multiplications_are_counted_factor_by_factor(table, figures, kernels):
 def published():
     """Accuracy in per cent by (epoch, budget, seed), a column an arm, of the published networks on CIFAR-10."""
     runs = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
-    assert set(runs["seed"]) == set(range(5)) and runs.groupby("seed")["arm"].nunique().nunique() == 1
+    assert set(runs["seed"]) == set(range(5)) and runs.groupby("seed")["arm"].nunique().eq(len(ARMS)).all()
     return 100 * runs.pivot(index=["epoch", "budget", "seed"], columns="arm", values="accuracy")
 
 
@@ -98,6 +98,9 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     assert 0.75 < ahead[0.5] < 1.25 and ahead[[0.25, 0.125]].between(3.5, 4.5).all() and (published.loc[5]["map"] > published.loc[5]["fraction"]).all()
     within = last["map-one-cut"] - last["fraction"]
     assert within[0.5] > 0.7 * ahead[0.5] and within[0.125] < 0.4 * ahead[0.125], "how much is had without another cut"
+    first_alone, cut_alone = last["fraction-inner-one-cut"] - last["fraction"], last["fraction-inner"] - last["fraction-inner-one-cut"]
+    assert first_alone[0.5] > 3 * cut_alone[0.5] > 0 and cut_alone[0.125] > 3 * first_alone[0.125] > 0, "the first layer at a half, the cut at an eighth"
+    assert (last["map-one-cut"] - last["fraction-inner-one-cut"]).between(0, 1).all(), "at one cut maps find the first layer, and little else"
     inner, first_layer = last["map"] - last["fraction-inner"], last["fraction-inner"] - last["fraction"]
     assert (inner.abs() < 1).all() and (first_layer > 0.7 * ahead).all() and inner[0.125] < 0
     assert (first["map"] - first["fraction-inner"])[[0.25, 0.125]].gt(3).all(), "before training maps are ahead where little is kept"
