@@ -12,6 +12,7 @@ from typing import Callable
 
 import torch
 
+from ..tensors.checks import check_device
 from ..tensors.cuts import CUTS, Cut
 from ..tensors.factors import KernelFactors
 from .networks import conv_kernels
@@ -139,6 +140,7 @@ def chosen_layers(model, layers=None) -> dict[str, torch.Tensor]:
 def nonzero(kernels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The kernels that are not zero, of which alone something can be truncated; the others are logged."""
     for layer, kernel in kernels.items():
+        check_device(kernel.device, f"the kernel of {layer!r}")
         if not kernel.any():
             log.info("layer %s is left out: its kernel is zero", layer)
     return {layer: kernel for layer, kernel in kernels.items() if kernel.any()}

@@ -71,6 +71,7 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
             raise ValueError(f"preprocess cannot be handed to other processes ({error}): define it at the top of a module") from None
     layers = conv_kernels(model)
     for name, parameter in model.named_parameters():
+        check_device(parameter.device, f"the model's {name}")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"the model's {name} holds NaN or infinity")
     for name, buffer in model.named_buffers():  # infinity may be meant: a mask of classes
@@ -182,9 +183,10 @@ def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
     """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one, or where `preprocess` does
     not make them one by one."""
     parameter = next(model.parameters())
-    check_device(parameter.device, "the model")
     some = torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device)
     probe, first = (prepared(preprocess, images, parameter.device) for images in (some, some[:1]))
+    if not probe.isfinite().all():
+        raise ValueError("preprocess makes NaN or infinity of some images")
     if first.shape != probe[:1].shape or not alike(first.double(), probe[:1].double()):
         raise ValueError("preprocess makes something else of an image alone than in a batch (a mean over the batch, or a random crop?): the "
                          "accuracy would be that of the batches; take numbers that do not depend on it")
@@ -235,6 +237,8 @@ def _checked_cell(cell, layers, refused):
         want = layers[layer]
         known = isinstance(kernel, (torch.Tensor, KernelFactors))
         dtype = _tensors(kernel)[0].dtype if known else None
+        for tensor in _tensors(kernel) if known else ():
+            check_device(tensor.device, f"the kernel of {layer!r}")
         if known and not all(torch.isfinite(tensor).all() for tensor in _tensors(kernel)):
             raise ValueError(f"the kernel of {layer!r} holds NaN or infinity")
         if not known or tuple(kernel.shape) != tuple(want.shape) or dtype != want.dtype:
