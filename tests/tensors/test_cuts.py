@@ -291,6 +291,8 @@ BAD = {
     "size-0": (lambda: CUTS[2].max_rank((0, 3, 3, 3)), ValueError, r"four modes .* of positive size, got \(0, 3, 3, 3\)"),
     "cut-repeated": (lambda: Cut.parse("OUT,OUT"), ValueError, "unknown cut 'OUT,OUT'"),
     "shapes": (lambda: relative_error(K, K[:3]), ValueError, r"same shape, got \(12, 8, 3, 3\) and \(3, 8, 3, 3\)"),
+    "huge": (lambda: relative_error(K.double() * 1e155, K.double()), ValueError, r"kernel has .*e\+15\d for its largest entry, and its squares leave the range of float64: divide"),
+    "tiny": (lambda: singular_values(K.double() * 1e-162, "OUT"), ValueError, "kernel has .*e-16. for its largest entry"),
     "approximation": (lambda: norm_kept(K, NAN), ValueError, "approximation .* holds NaN"),
     "zero-error": (lambda: relative_error(0 * K, K), ValueError, "is zero"),
     "zero-norm": (lambda: norm_kept(0 * K, K), ValueError, "is zero"),

@@ -5,6 +5,9 @@ import numbers
 import torch
 
 
+SMALLEST, LARGEST = 1e-140, 1e140  # of float64 entries: norms are sums of their squares
+
+
 def check_device(device: torch.device, name: str) -> None:
     """Raise `ValueError` for a device that is neither the CPU nor CUDA, or is not there: Apple's mps, for one, has no float64."""
     if device.type not in ("cpu", "cuda"):
@@ -14,7 +17,8 @@ def check_device(device: torch.device, name: str) -> None:
 
 
 def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
-    """Return `kernel` if it is a finite floating tensor, on the CPU or CUDA, with four non-empty modes (OUT, IN, KH, KW)."""
+    """Return `kernel` if it is a finite floating tensor, on the CPU or CUDA, with four non-empty modes (OUT, IN, KH, KW), whose
+    entries can be squared in float64."""
     if not isinstance(kernel, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor of shape (OUT, IN, KH, KW), got {type(kernel).__name__}")
     if not kernel.is_floating_point() or kernel.dtype.itemsize < 2:  # torch has no products of its 8-bit floats
@@ -24,6 +28,9 @@ def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
     check_device(kernel.device, name)
     if not torch.isfinite(kernel).all():
         raise ValueError(f"{name} of shape {tuple(kernel.shape)} holds NaN or infinity")
+    largest = kernel.detach().abs().max()
+    if kernel.dtype == torch.float64 and largest > 0 and not SMALLEST <= largest <= LARGEST:
+        raise ValueError(f"{name} has {largest.item():.3g} for its largest entry, and its squares leave the range of float64: divide it by that")
     return kernel
 
 
