@@ -68,7 +68,7 @@ def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
 
 
 def _no_weights(model, dataset, seed):
-    return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {FOLDERS[0]} or {FOLDERS[1]}; "
+    return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {' or '.join(map(str, FOLDERS))}; "
                              f"train them with: tnlib train {model} {dataset} --seed {seed}")
 
 
