@@ -112,6 +112,8 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     apart = lambda of: of[list(COMPRESSING)].max(axis="columns") - of[list(COMPRESSING)].min(axis="columns")
     assert (apart(last) < 0.4 * apart(first)).all()
     rows = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
+    others = {arm: rows.query("arm == @arm and epoch == 0").set_index(["seed", "budget"])[["cuts", "ranks"]].map(lambda listed: listed.split()[1:]) for arm in ("fraction", "fraction-inner-one-cut")}
+    assert others["fraction"].equals(others["fraction-inner-one-cut"].reindex(others["fraction"].index)), "with all other ranks as they were"
     size = rows.groupby(["arm", "budget"])["network_parameters"].max()
     assert size["narrower", 0.25] < size["map", 0.125] and last["narrower"][0.25] > last["map"][0.125] + 1, "more accurate, and smaller in all"
     cuts = pd.Series([cut for cuts in rows.query("arm == 'map' and epoch == 0")["cuts"] for cut in cuts.split()])
@@ -126,6 +128,8 @@ def test_what_the_chapter_says_in_words_of_a_second_data_set_holds():
     outputs."""
     tables = sorted((PUBLISHED / "results").glob("compression-vanilla-cifar100-s*.csv"))
     assert tables
+    ended = 100 * pd.concat(map(read_table, tables)).query("epoch == 5").pivot(index=["budget", "seed"], columns="arm", values="accuracy").groupby("budget").mean()
+    assert (ended["fraction-inner-one-cut"] - ended["fraction"] > 3 * (ended["fraction-inner"] - ended["fraction-inner-one-cut"])).all(), "the first layer at every budget"
     for path in tables:
         rows = read_table(path).query("budget == 0.125").set_index(["arm", "epoch"])
         (cut,) = set(rows.loc[("fraction-inner", 0), "cuts"].split()) - {"-"}
