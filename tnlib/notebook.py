@@ -19,7 +19,7 @@ from .publishing.figures import CUT_STYLES, figure, layer_looks, table, value
 from .publishing.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
-                                    Ranks, Seed, Spread)
+                                    Ranks, Seed, Share, Spread)
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
 from .publishing.results import about_networks, available, measured, results, scorecard, stand_in, titles
 from .publishing.scorecard import pair_text
@@ -32,4 +32,4 @@ __all__ = ["parameters", "results", "measured", "available", "about_networks", "
            "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
            "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",
            "percentile_interval", "rank_for_error", "score_interval", "student_interval", "CaseName", "Count", "CutName", "DatasetName", "LayerName",
-           "ModelName", "Profile", "Rank", "Ranks", "Seed", "Spread"]
+           "ModelName", "Profile", "Rank", "Ranks", "Seed", "Share", "Spread"]

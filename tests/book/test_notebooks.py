@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -416,6 +417,12 @@ def test_another_cut_beside_the_networks(shapes_jobs, cells_run_here, tmp_path):
     cells_run_here("networks", "shapes", cut="OUT,IN", other_cut="OUT,IN")
     kinds = set(pd.read_csv(tmp_path / "figures" / "networks-parameters.csv")["kind"])
     assert kinds == {"CP", "Tucker-2", "train", "ring", "cut OUT,IN"}
+
+
+@pytest.mark.parametrize("given, most", [({"cut": "KW"}, 3), ({"layer": "conv1"}, 9)], ids=["cut", "layer"])
+def test_the_worked_example_of_spectra_keeps_a_share_of_any_cut(shapes_jobs, cells_run_here, given, most):
+    _, said = cells_run_here("spectra", "shapes", samples=1, **given)
+    assert (said["rank"], said["max-rank"]) == (math.ceil(most / 4), most) and 0 < said["example-kept-chance"] < said["example-kept"] < 1
 
 
 def test_ranks_that_the_first_kernel_does_not_allow(cells_run_here, tmp_path):

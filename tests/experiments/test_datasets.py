@@ -188,7 +188,10 @@ BAD = {
     "beyond-int64": (dict(test_images=I, test_labels=L.astype(np.uint64) + np.uint64(2**63)), ValueError, "go up to 9223372036854775817"),
     "mask": (dict(test_images=I, test_labels=L, differing_test=L == 3), TypeError, r"differing_test must be indices, whole numbers in one row, got bool \(20,\)"),
     "no-names": (dict(test_images=I, test_labels=L, classes=5), TypeError, "classes must hold a name for each class, got 5"),
-    "no-name": (dict(test_images=I, test_labels=L, classes="abcdefghi"), ValueError, "label 9 has no name: .* holds 9"),
+    "one-name": (dict(test_images=I, test_labels=L, classes="cat"), TypeError, "classes must hold a name for each class, got 'cat'"),
+    "no-list-of-names": (dict(test_images=I, test_labels=L, classes=np.array("cat")), TypeError, "classes must hold a name for each class"),
+    "no-height": (dict(test_images=I[:, :0], test_labels=L), TypeError, r"shape \(N, H, W, C\).*got uint8 \(20, 0, 4, 3\)"),
+    "no-name": (dict(test_images=I, test_labels=L, classes=tuple("abcdefghi")), ValueError, "label 9 has no name: .* holds 9"),
     "no-name-in-train": (dict(test_images=I, test_labels=L, train_images=I, train_labels=L + 1, classes=range(10)),
                          ValueError, "label 10 has no name"),
     "empty": (dict(test_images=I[:0], test_labels=L[:0]), ValueError, "test_images is empty"),
@@ -293,6 +296,8 @@ def small_cifar100(no_data, monkeypatch):
 
 def test_missing_data_names_the_three_places_and_what_to_do(no_data, monkeypatch):
     monkeypatch.setenv("TNLIB_DATA", str(no_data / "variable"))
+    with pytest.raises(TypeError, match="root must be the path of a folder, or None for the usual places, got 5"):
+        load_dataset("cifar100", root=5)
     with pytest.raises(FileNotFoundError, match=f"no folder {no_data / 'root'}, where data sets were to be looked for"):
         load_dataset("cifar100", root=no_data / "root")
     (no_data / "root").mkdir()

@@ -70,7 +70,7 @@ def test_correct_is_in_the_data_sets_order_and_preprocess_is_applied():
 
     found = evaluate(Answers(), data, preprocess, batch_size=20)
     assert np.flatnonzero(~found.correct).tolist() == wrong and found.accuracy == 46 / 50
-    assert seen == [(torch.uint8, (16, 16, 3), n) for n in (20, 20, 10)]
+    assert seen == [(torch.uint8, (16, 16, 3), n) for n in (2, 1, 20, 20, 10)], "two images together and one alone, then all"
 
 
 def test_to_unit_floats_is_torchvisions_and_channels_last():
@@ -112,7 +112,7 @@ def test_nothing_is_kept_for_gradients():
     model, outputs = network(), []
     model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     evaluate(model, dataset())
-    assert [output.requires_grad for output in outputs] == [False]
+    assert not any(output.requires_grad for output in outputs) and len(outputs) == 3
 
 
 @pytest.fixture
@@ -167,11 +167,15 @@ def broken():
     return model
 
 
+def by_its_batch():
+    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), network())
+
+
 BAD = {
     "split": (lambda: evaluate(network(), dataset(), split="val"), "unknown split 'val': it takes 'test'"),
     "empty-split": (lambda: evaluate(network(), dataset(train=9), split="validation"), "has no validation images"),
-    "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(50, 4\) .*at least 5 classes"),
-    "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(50, 5, 16, 16\) for a batch of 50"),
+    "too-few-classes": (lambda: evaluate(network(4), dataset()), r"returned \(2, 4\) .*at least 5 classes"),
+    "feature-maps": (lambda: evaluate(nn.Conv2d(3, 5, 1), dataset()), r"returned \(2, 5, 16, 16\) for a batch of 2"),
     "batch-size": (lambda: evaluate(network(), dataset(), batch_size=0), "batch_size must be a whole number of at least 1, got 0"),
     "device": (lambda: evaluate(network().to("meta"), dataset()), "the model must be on the CPU or on CUDA, .* got the device meta"),
     "no-module": (lambda: evaluate("vanilla", dataset()), "model must be a torch.nn.Module, got str"),
@@ -180,10 +184,14 @@ BAD = {
     "other-length": (lambda: evaluate(nn.Flatten(0, 2), dataset()), r"it must be \(N, classes\)"),
     "nan": (lambda: evaluate(broken(), dataset()), "Vanilla answers images of the test split with NaN or infinity"),
     "preprocess": (lambda: evaluate(network(), dataset(), lambda batch: batch.image),
-                   r"preprocess fails on a uint8 batch \(50, 16, 16, 3\): \w+Error: "),
+                   r"preprocess fails on a uint8 batch \(2, 16, 16, 3\): \w+Error: "),
     "preprocess-one": (lambda: evaluate(network(), dataset(), lambda batch: to_unit_floats(batch)[0]),
-                       r"a tensor of a batch \(50, 16, 16, 3\), one entry an image, got \(3, 16, 16\)"),
+                       r"a tensor of a batch \(2, 16, 16, 3\), one entry an image, got \(3, 16, 16\)"),
     "preprocess-number": (lambda: evaluate(network(), dataset(), lambda batch: torch.tensor(0.0)), r"one entry an image, got \(\)"),
+    "batch-statistics": (lambda: evaluate(by_its_batch(), dataset()), "Sequential answers to an image alone otherwise than in a batch"),
+    "random-crop": (lambda: evaluate(network(), dataset(), lambda batch: torch.rand(len(batch), 3, 16, 16)),
+                    "preprocess makes something else of an image alone than in a batch"),
+    "preprocess-nan": (lambda: evaluate(network(), dataset(), lambda batch: to_unit_floats(batch) / 0), "preprocess makes NaN or infinity"),
     "preprocess-list": (lambda: evaluate(network(), dataset(), list), "one entry an image, got list"),
 }
 

@@ -156,8 +156,10 @@ def test_kernels_are_the_networks_own_without_gradients():
 
 @pytest.mark.parametrize("model, error, message", [
     (nn.Linear(3, 2), ValueError, "Linear has no Conv2d layers"), ("vanilla", TypeError, "torch.nn.Module, got str"),
-    (Vanilla, TypeError, "got type"), (F.conv2d, TypeError, "got builtin_function_or_method")],
-    ids=["linear", "name", "class", "function"])
+    (Vanilla, TypeError, "got type"), (F.conv2d, TypeError, "got builtin_function_or_method"),
+    (torch.jit.ScriptModule(), TypeError, "TorchScript, in which no kernel can be replaced"),
+    (nn.LazyConv2d(2, 1), ValueError, "the model's weight has no shape yet: run the model once")],
+    ids=["linear", "name", "class", "function", "script", "lazy"])
 def test_what_has_no_kernels_is_named(model, error, message):
     with pytest.raises(error, match=message):
         conv_kernels(model)

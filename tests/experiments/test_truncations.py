@@ -129,6 +129,8 @@ BAD = {
     "nan": ({"ranks": [math.nan]}, "got nan"),
     "True": ({"ranks": [True]}, "got True"),
     "text": ({"ranks": ["3"]}, "got '3'"),
+    "a tensor": ({"ranks": torch.tensor(3)}, r"ranks must hold ranks or fractions, or None for the default grid, got tensor\(3\)"),
+    "a number of numpy's": ({"ranks": np.bool_(True)}, "ranks must hold ranks or fractions"),
     "too high": ({"ranks": [2, 31]}, "rank 31 truncates nothing: it must be below the max_rank .* at most 30 here"),
     "full": ({"ranks": [0.99], "cuts": ["KW"]}, "rank 0.99 truncates nothing"),
     "trivial": ({"layers": ["point"], "cuts": ["KW"]}, "nothing to truncate"),

@@ -158,8 +158,13 @@ def test_another_copy_of_the_data_is_named(tables, small):
 
 def test_nothing_published_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "PUBLISHED", tmp_path)
-    with pytest.raises(FileNotFoundError, match="nothing to verify"):
+    with pytest.raises(FileNotFoundError, match="nothing to verify: .*results$"):
         verification.verify(3)
+
+
+def test_what_is_not_published_is_told_what_is():
+    with pytest.raises(FileNotFoundError, match="no table of vanila on cifar10 in .*, which has those of .*resnet50 on cifar100.*, vanilla on cifar10"):
+        verification.verify(3, model="vanila", dataset="cifar10")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -147,9 +147,22 @@ def test_what_is_no_safetensors_file_is_refused_even_with_its_card(folders):
 def test_missing_weights_say_how_to_train_them(folders, call):
     with pytest.raises(FileNotFoundError, match="train them with: tnlib train vanilla cifar100 --seed 7") as caught:
         call("vanilla", "cifar100", 7)
-    assert all(str(folder) in str(caught.value) for folder in folders)
+    assert all(str(folder) in str(caught.value) for folder in folders) and "which have none of vanilla;" in str(caught.value)
     with pytest.raises(FileNotFoundError, match="tnlib train vanilla cifar100 --seed 0"):
         trained_seeds("vanilla", "cifar100")
+
+
+def test_missing_weights_say_which_there_are(folders):
+    save(folders[0]), save(folders[1], 2)
+    (folders[1] / "vanilla-constant-mine-s0.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="which have vanilla-mine-s0, vanilla-mine-s2; train them with"):
+        load_model("vanilla", "mien")
+
+
+@pytest.mark.parametrize("name", [["vanilla"], None, 5])
+def test_a_name_that_is_none_is_named(name):
+    with pytest.raises(ValueError, match="unknown network .*it takes 'vanilla', "):
+        load_model(name, "mine")
 
 
 @pytest.mark.parametrize("seed", ["0", -1, 1.0])

@@ -80,6 +80,7 @@ BAD = {
     "cp-starts-negative": (lambda: tnlib.cp(K, 1, starts=-1, svd_starts=2), ValueError, "starts must be .* at least 0, got -1"),
     "cp-tolerance-text": (lambda: tnlib.cp(K, 1, tolerance="a"), ValueError, "tolerance must be above 0, got 'a'"),
     "cp-iterations": (lambda: tnlib.cp(K, 1, max_iterations=0), ValueError, "max_iterations must be .* got 0"),
+    "cp-tolerance-true": (lambda: tnlib.cp(K, 1, tolerance=True), ValueError, "tolerance must be above 0, got True"),
     "cp-tolerance": (lambda: tnlib.cp(K, 1, tolerance=0), ValueError, "tolerance must be above 0, got 0"),
     "train-four": (lambda: tnlib.tensor_train(K, (1, 1, 1, 1)), ValueError, r"3 whole numbers \(after IN, .* got"),
     "train-above": (lambda: tnlib.tensor_train(K, (6, 1, 1)), ValueError, r"ranks\[0\] .* after IN .* to 5, got 6"),

@@ -271,6 +271,8 @@ BAD = {
     "integers": (lambda: truncate(K.long(), "OUT", 1), TypeError, r"floating dtype, of 16 bits or more, got torch.int64"),
     "eight-bits": (lambda: singular_values(K.to(torch.float8_e4m3fn), "OUT"), TypeError, "of 16 bits or more, got torch.float8_e4m3fn"),
     "device": (lambda: truncate(K.to("meta"), "OUT", 1), ValueError, "kernel must be on the CPU or on CUDA, .* got the device meta"),
+    "sparse": (lambda: singular_values(K.to_sparse(), "OUT"), TypeError, r"must be a dense tensor, got one of layout torch.sparse_coo with shape \(12, 8, 3, 3\)"),
+    "beyond-half": (lambda: singular_values(torch.full((12, 8, 3, 3), 6e4).half(), "OUT"), ValueError, r"1.764e\+06, is above what torch.float16 can hold: take kernel.float"),
     "numpy": (lambda: truncate(K.numpy(), "OUT", 1), TypeError, "must be a torch tensor .* got ndarray"),
     "nan": (lambda: singular_values(NAN, "OUT"), ValueError, "NaN or infinity"),
     "infinity": (lambda: truncate(K / 0, "OUT", 1), ValueError, "NaN or infinity"),

@@ -66,7 +66,7 @@ class Dataset:
                              f"test images {test_images.shape[1:]}: they must agree")
         highest = int(max(train_labels.max(initial=0), test_labels.max()))
         self.name = name
-        if classes is not None and not isinstance(classes, Iterable):
+        if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable) or getattr(classes, "ndim", 1) != 1):
             raise TypeError(f"classes must hold a name for each class, got {classes!r}")
         self.classes = [str(name) for name in classes] if classes is not None else [str(k) for k in range(highest + 1)]
         if highest >= len(self.classes):
@@ -157,7 +157,7 @@ def balanced_sample(labels, n: int, seed: int, without=(), at_least=0) -> np.nda
 
 def _check(images, labels, split):
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise TypeError(f"{split}_images must be uint8 of shape (N, H, W, C) with 1 or 3 channels, "
                         f"got {images.dtype} {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
@@ -197,6 +197,8 @@ def find_files(name: str, root=None) -> Path | None:
     Raises `FileNotFoundError` where `root` is no folder: it is what was asked for, not the other places.
     """
     _, _, folder, _ = CIFAR[name]
+    if root is not None and not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"root must be the path of a folder, or None for the usual places, got {root!r}")
     if root is not None and not Path(root).expanduser().is_dir():
         raise FileNotFoundError(f"no folder {root}, where data sets were to be looked for: give another (root=, --data), or "
                                 f"none to look in the usual places")

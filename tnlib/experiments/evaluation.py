@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from ..tensors.checks import check_count, check_device
 
+PROBE_IMAGES = 2
+PROBE_TOLERANCE = 1e-3  # of the largest number, far above rounding in float32; of coarser numbers 16 of their steps
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -127,6 +130,32 @@ def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
                          f"preprocess): {error}") from None
 
 
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether numbers are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike."""
+    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num(posinf=0.0).max().item()
+    return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def probed(model, pixels, labels, preprocess) -> torch.Tensor:
+    """Some images as `model`, which is in eval mode, takes them. Raises `ValueError` when it does not, or not one by one, or where
+    `preprocess` does not make them one by one: what is found would be about the batches that they come in."""
+    parameter = next(model.parameters(), torch.empty(0))
+    some = torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device)
+    probe, first = (prepared(preprocess, images, parameter.device) for images in (some, some[:1]))
+    if not probe.isfinite().all():
+        raise ValueError("preprocess makes NaN or infinity of some images")
+    if first.shape != probe[:1].shape or not alike(first.double(), probe[:1].double()):
+        raise ValueError("preprocess makes something else of an image alone than in a batch (a mean over the batch, or a random crop?): the "
+                         "accuracy would be that of the batches; take numbers that do not depend on it")
+    logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
+    for scores, images in ((logits, probe), (alone, probe[:1])):
+        check_logits(scores, torch.full((len(images),), int(labels.max())))  # there must be a class for the highest
+    if not alike(alone, logits[:1]):
+        raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
+                         "norm without running statistics?): its accuracy would be that of the batches")
+    return probe
+
+
 def watch(model, layers, see, pixels, preprocess=None, batch_size: int = 100) -> None:
     """Run `model` in eval mode on the images `pixels`, uint8 (N, H, W, C), and call `see(layer, input, output)` whenever one of
     `layers` has run."""
@@ -149,9 +178,9 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     The model is put into eval mode for the time. On a CPU larger batches are slower: they leave its caches, and memory that is
     given back to the system after each is paid for anew (measured with 1,000: 1.3 to 2.4 times as long).
 
-    Raises `ValueError` for an unknown or empty split, a model that does not take the images or is on a device without
-    float64, logits that are not (N, classes) or are NaN, a `preprocess` that makes no batch and a batch size below 1, and
-    `TypeError` for anything but a module.
+    Raises `ValueError` for an unknown or empty split, a model that does not take the images, answers to each by its batch
+    (or a `preprocess` that does) or is on a device without float64, logits that are not (N, classes) or are NaN, a
+    `preprocess` that makes no batch and a batch size below 1, and `TypeError` for anything but a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -162,6 +191,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     check_device(parameter.device, "the model")
     correct, loss = [], 0.0
     with eval_mode(model), torch.inference_mode(), exact_float32():
+        probed(model, images, labels, preprocess)
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)
             target = torch.from_numpy(labels[start:start + batch_size]).to(parameter.device)

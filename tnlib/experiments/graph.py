@@ -6,9 +6,10 @@ import torch
 from torch import fx, nn
 
 from ..tensors.factors import KernelFactors
+from .evaluation import alike
 from .growing import Growing, can_grow, few_terms
 from .replacements import dense
-from .tracing import WHOLE, alike, fused
+from .tracing import WHOLE, fused
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ NETWORKS |= {f"{name}-no-decay": NETWORKS[name].without_decay() for name in ("va
 
 def network(name: str) -> Network:
     """The entry of `NETWORKS`; `ValueError` names what there is."""
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: it takes {', '.join(map(repr, NETWORKS))}")
     return NETWORKS[name]
 
@@ -169,10 +169,16 @@ def conv_kernels(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → kernel (OUT, IN/groups, KH, KW), detached, of every `Conv2d`, in the order in which they are defined.
 
     They are the model's own memory: who writes into one changes the model, and takes a `.clone()` first. For the networks of
-    this project the order is that of the forward pass. Raises `TypeError` for anything but a module and `ValueError` for a module without `Conv2d` layers.
+    this project the order is that of the forward pass. Raises `TypeError` for anything but a module, and for
+    TorchScript, and `ValueError` for a module without `Conv2d` layers, or with lazy ones that have seen no image.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is TorchScript, in which no kernel can be replaced: give the torch.nn.Module that it was made of")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"the model's {name} has no shape yet: run the model once on a batch of images")
     kernels = {name: module.weight.detach() for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if not kernels:
         raise ValueError(f"{type(model).__name__} has no Conv2d layers")

@@ -116,8 +116,8 @@ def rank_at(rank, max_rank: int) -> int:
 
 def chosen_fractions(fractions, name: str = "fractions") -> list[float]:
     """The fractions, each strictly between 0 and 1; `ValueError` for others and for none. `name`: of the argument."""
-    fractions = [fractions] if isinstance(fractions, numbers.Real) else list(fractions)
-    if not fractions or any(isinstance(f, numbers.Integral) or not 0 < f < 1 for f in fractions):
+    fractions = [fractions] if isinstance(fractions, numbers.Real) else _several(name, fractions, "fractions")
+    if not fractions or any(not isinstance(f, numbers.Real) or isinstance(f, numbers.Integral) or not 0 < f < 1 for f in fractions):
         raise ValueError(f"{name} must lie strictly between 0 and 1, at least one of them, got {fractions!r}")
     return fractions
 
@@ -147,7 +147,7 @@ def nonzero(kernels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _several(name, values, takes) -> list:
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:  # an array of no dimension cannot be iterated over
         raise TypeError(f"{name} must hold {takes}, got {values!r}")
     return list(values)
 
@@ -171,7 +171,7 @@ def chosen_ranks(ranks, places: dict) -> dict:
     """
     if ranks is None:
         return {place: grid for place, most in places.items() if (grid := rank_grid(most))}
-    ranks = [ranks] if isinstance(ranks, numbers.Real) else list(ranks)
+    ranks = [ranks] if isinstance(ranks, numbers.Real) else _several("ranks", ranks, "ranks or fractions, or None for the default grid")
     if not ranks:
         raise ValueError("ranks is empty: give at least one, or None for the default grid")
     found = {place: set() for place in places}

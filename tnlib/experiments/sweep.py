@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import reprlib
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,18 +28,17 @@ from tqdm import tqdm
 
 from ..tensors.checks import check_device
 from ..tensors.factors import KernelFactors
-from .evaluation import Evaluation, check_logits, eval_mode, exact_float32, logits_of, prepared, split_arrays, to_unit_floats
+from .evaluation import Evaluation, eval_mode, exact_float32, probed, split_arrays, to_unit_floats
 from .growing import continues
 from .networks import conv_kernels
 from .replacements import not_replaceable
-from .tracing import CALLS, alike, traced
+from .tracing import CALLS, traced
 from .workers import LEAST_BATCH, Remote, Threads
 
 # 5,000 images after the first stage of a ResNet-50 on CIFAR (of stem s2; on a GPU s1), 10,000 after 128 channels of 16×16
 KEPT_BYTES, GPU_KEPT_BYTES = 2**31, 2**33
 KERNEL_BYTES = 2**28
 UNIT_CELLS = 64  # at most, of a unit of work
-PROBE_IMAGES = 2
 
 
 def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split="test", images=None, progress=True,
@@ -84,7 +84,8 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     cells = _checked(replacements, layers, refused)
     preprocess = preprocess or to_unit_floats
     with torch.inference_mode(False), torch.no_grad(), exact_float32():
-        probe = _probe(model, pixels, labels, preprocess)
+        with CALLS.as_they_are(), eval_mode(model):
+            probe = probed(model, pixels, labels, preprocess)
         if executor is not None:
             model, probe = copy.deepcopy(model).cpu(), probe.cpu()
         graph = traced(model, probe)
@@ -179,27 +180,6 @@ def _chosen(pixels, labels, indices):
     return pixels[indices], labels[indices]
 
 
-def _probe(model, pixels, labels, preprocess) -> torch.Tensor:
-    """Some images as the model takes them. Raises `ValueError` when it does not, or not one by one, or where `preprocess` does
-    not make them one by one."""
-    parameter = next(model.parameters())
-    some = torch.from_numpy(pixels[np.linspace(0, len(pixels) - 1, PROBE_IMAGES, dtype=int)]).to(parameter.device)
-    probe, first = (prepared(preprocess, images, parameter.device) for images in (some, some[:1]))
-    if not probe.isfinite().all():
-        raise ValueError("preprocess makes NaN or infinity of some images")
-    if first.shape != probe[:1].shape or not alike(first.double(), probe[:1].double()):
-        raise ValueError("preprocess makes something else of an image alone than in a batch (a mean over the batch, or a random crop?): the "
-                         "accuracy would be that of the batches; take numbers that do not depend on it")
-    with CALLS.as_they_are(), eval_mode(model):
-        logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
-    for scores, images in ((logits, probe), (alone, probe[:1])):
-        check_logits(scores, torch.full((len(images),), int(labels.max())))  # there must be a class for the highest
-    if not alike(alone, logits[:1]):
-        raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
-                         "norm without running statistics?): its accuracy would be that of the batches")
-    return probe
-
-
 def _checked(replacements, layers, refused):
     """The cells, of which those of a list are all checked now and others as they come; `refused`: layer → why."""
     check = lambda cell: _checked_cell(cell, layers, refused)
@@ -231,7 +211,7 @@ def _check_layer(layer, layers, refused):
 
 def _checked_cell(cell, layers, refused):
     if not (isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], dict)):
-        raise TypeError(f"each of replacements must be (labels, {{layer: kernel}}), got {cell!r}")
+        raise TypeError(f"each of replacements must be (labels, {{layer: kernel}}), got {reprlib.repr(cell)}")
     for layer, kernel in cell[1].items():
         _check_layer(layer, layers, refused)
         want = layers[layer]

@@ -12,12 +12,12 @@ import torch
 from torch import fx, nn
 
 from .convolution import ACTIVATIONS, Convolution
+from .evaluation import alike
 from .winograd import Scratch
 
 ADDITIONS = (operator.add, torch.add, "add")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
                 operator.itruediv: operator.truediv}
-PROBE_TOLERANCE = 1e-3  # of the largest logit, far above rounding in float32; of coarser numbers 16 of their steps
 
 
 class _Calls:
@@ -83,12 +83,6 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.call_module(WHOLE, (graph.placeholder("image"),)))
     return fx.GraphModule(nn.ModuleDict({WHOLE: copied}), graph)
-
-
-def alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike."""
-    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num(posinf=0.0).max().item()
-    return torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _functional(graph: fx.GraphModule) -> fx.GraphModule:

@@ -75,8 +75,9 @@ def verify(sample: int, seed: int = 0, data=None, **of) -> list[Check]:
     load = cache(partial(load_dataset, root=data))
     tables = published_tables(**of)
     if not tables:
+        there = dict.fromkeys("{model} on {dataset}".format(**read_card(path)) for path in published_tables())
         raise FileNotFoundError(f"nothing to verify: there is no table{' of ' * bool(of)}{' on '.join(of.values())} in "
-                                f"{PUBLISHED / 'results'}")
+                                f"{PUBLISHED / 'results'}" + f", which has those of {', '.join(there)}" * bool(there))
     chosen: dict = {path: [] for path in tables}
     generator = random.Random(seed)
     places = {path: generator.sample(rows, len(rows)) for path in tables if (rows := _verifiable(path))}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ..tensors.checks import check_count
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
-from .networks import network
+from .networks import NETWORKS, network
 
 FOLDERS = (PUBLISHED / "weights", RUNS / "weights")
 
@@ -68,8 +68,10 @@ def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
 
 
 def _no_weights(model, dataset, seed):
-    return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {' or '.join(map(str, FOLDERS))}; "
-                             f"train them with: tnlib train {model} {dataset} --seed {seed}")
+    longer = tuple(f"{name}-" for name in NETWORKS if name.startswith(f"{model}-"))
+    there = sorted({path.stem for folder in FOLDERS for path in folder.glob(f"{model}-*.safetensors") if not path.stem.startswith(longer)})
+    return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {' or '.join(map(str, FOLDERS))}, which have "
+                             f"{', '.join(there) or f'none of {model}'}; train them with: tnlib train {model} {dataset} --seed {seed}")
 
 
 def trained_seeds(model: str, dataset: str) -> list[int]:

@@ -95,7 +95,7 @@ def card_called(id: str) -> tuple[dict, Path]:
     cards = book_cards()
     if id not in cards:
         near = difflib.get_close_matches(id, cards, n=3, cutoff=0.4)
-        raise ValueError(f"no figure or table {id!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        raise ValueError(f"no figure or table {id!r}" + (f": did you mean {' or '.join(near)}?" if near else ";")
                          + " `tnlib cite --list` names them all")
     return cards[id], EXECUTED / cards[id]["section"] / "figures"
 

@@ -49,9 +49,11 @@ Seed = Annotated[int, Field(ge=0, lt=2 ** 31)]
 Rank = Annotated[int, Field(ge=1)]
 Ranks = Annotated[list[Rank], Field(min_length=1, max_length=20)]
 Count = Annotated[int, Field(ge=1, le=1000)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Spread = Annotated[float, Field(gt=0, le=5)]
 Types = {"Profile": Profile, "ModelName": ModelName, "DatasetName": DatasetName, "CutName": CutName,
-         "LayerName": LayerName, "CaseName": CaseName, "Seed": Seed, "Rank": Rank, "Ranks": Ranks, "Count": Count, "Spread": Spread}
+         "LayerName": LayerName, "CaseName": CaseName, "Seed": Seed, "Rank": Rank, "Ranks": Ranks, "Count": Count,
+         "Share": Share, "Spread": Spread}
 
 # What a profile changes in every notebook that has the parameter. `published` is what the notebooks' cells say.
 PROFILES: dict[str, dict[str, Any]] = {

@@ -23,6 +23,8 @@ def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
         raise TypeError(f"{name} must be a torch tensor of shape (OUT, IN, KH, KW), got {type(kernel).__name__}")
     if not kernel.is_floating_point() or kernel.dtype.itemsize < 2:  # torch has no products of its 8-bit floats
         raise TypeError(f"{name} must be of a floating dtype, of 16 bits or more, got {kernel.dtype} with shape {tuple(kernel.shape)}")
+    if kernel.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {kernel.layout} with shape {tuple(kernel.shape)}: take .to_dense()")
     if kernel.ndim != 4 or not kernel.numel():
         raise ValueError(f"{name} must have four non-empty modes (OUT, IN, KH, KW), got shape {tuple(kernel.shape)}")
     check_device(kernel.device, name)

@@ -115,15 +115,19 @@ def singular_values(kernel: torch.Tensor, cut) -> torch.Tensor:
     """The singular values of the kernel's matrix at `cut`: shape (max_rank,), descending, the kernel's dtype.
 
     Computed in float64, from the Gram matrix of the smaller side, which is faster and accurate to 1e-7 of the largest
-    value; of a float64 kernel only where the matrix is at least twice as long as wide. Raises as `Cut.parse` and `Cut.matricize` do.
+    value; of a float64 kernel only where the matrix is at least twice as long as wide. Raises as `Cut.parse` and `Cut.matricize` do,
+    and `ValueError` where a value is beyond the kernel's dtype.
     Source: Figures 4 (single-mode cuts) and 5.
     """
     matrix = Cut.parse(cut).matricize(kernel).double()
     rows, columns = matrix.shape
     if kernel.dtype == torch.float64 and max(rows, columns) < 2 * min(rows, columns):
-        return torch.linalg.svdvals(matrix).to(kernel.dtype)
+        return torch.linalg.svdvals(matrix)
     gram = lower_gram(matrix if rows < columns else matrix.T)
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().to(kernel.dtype)
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+    if values[0] > torch.finfo(kernel.dtype).max:
+        raise ValueError(f"the largest singular value of the kernel, {values[0].item():.4g}, is above what {kernel.dtype} can hold: take kernel.float()")
+    return values.to(kernel.dtype)
 
 
 def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:

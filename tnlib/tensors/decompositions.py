@@ -237,7 +237,7 @@ def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, toleranc
     """The fit with the least error among the starts; `terms` gives the norms of what the kernel is the sum of."""
     for name, value, least in (("seed", seed, 0), ("starts", starts, 1), ("max_iterations", max_iterations, 1)):
         check_count(value, name, least)
-    if not isinstance(tolerance, numbers.Real) or not tolerance > 0:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real) or not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance!r}")
     kernel = kernel.detach()
     norm = torch.linalg.vector_norm(kernel.double())
