@@ -1,5 +1,6 @@
 # The public interface; __init__.py imports each of these when it is first asked for.
-from .experiments.datasets import Dataset, load_dataset
+from .experiments.dataset import Dataset
+from .experiments.datasets import load_dataset
 from .experiments.evaluation import evaluate
 from .experiments.networks import conv_kernels
 from .experiments.sweep import sweep
@@ -7,7 +8,8 @@ from .experiments.training import train
 from .experiments.truncations import truncation_sweep
 from .experiments.weights import load_model
 from .tensors.cuts import CUTS, Cut, factorize, norm_kept, relative_error, singular_values, truncate
-from .tensors.decompositions import cp, depthwise_separable, hosvd, separable, tensor_ring, tensor_train
+from .tensors.decompositions import depthwise_separable, hosvd, separable, tensor_train
+from .tensors.fits import cp, tensor_ring
 from .tensors.network import avg_pool2d, conv2d, patches
 from .tensors.spectra import entanglement_entropy
 

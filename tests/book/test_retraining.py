@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 import tnlib
-from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import find_table, read_answers, read_bits, read_spectra, read_table
 from tnlib.publishing import results

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tnlib.experiments import measurements, retraining, weights
-from tnlib.experiments.datasets import Dataset
+from tnlib.experiments.dataset import Dataset
 from tnlib.experiments.networks import Vanilla
 
 

@@ -15,7 +15,7 @@ from tnlib.experiments import catalogue, experiment as experiment_module, measur
 from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
-from tnlib.experiments.datasets import Dataset
+from tnlib.experiments.dataset import Dataset
 from tnlib.experiments.experiment import Subject, too_large
 from tnlib.experiments.networks import Recipe, Vanilla
 from tnlib.experiments.paths import Paths

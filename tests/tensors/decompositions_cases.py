@@ -1,5 +1,7 @@
 """Decompositions as data: how each is made, what it must count, and what is refused."""
 
+import functools
+
 import torch
 
 import tnlib
@@ -102,3 +104,20 @@ BAD = {
     "count-size": (lambda: tnlib.hosvd(K).multiply_adds(0), ValueError, "image_size must be .* at least 1, .* got 0"),
     "count-small": (lambda: tnlib.hosvd(K).multiply_adds((2, 7)), ValueError, r"\(3, 2\) must fit"),
 }
+
+
+def gaussian(shape=SHAPE, seed=0, dtype=torch.float64):
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def of_rank(rank, shape=SHAPE, seed=0):
+    return torch.einsum("or,ir,hr,wr->oihw", *[gaussian((n, rank), seed + k) for k, n in enumerate(shape)])
+
+
+@functools.cache
+def decomposed(name, dtype=torch.float64):
+    return DECOMPOSITIONS[name][0](gaussian(dtype=dtype))
+
+
+def error(kernel, factors):
+    return tnlib.relative_error(kernel, factors.to_kernel()).item()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .datasets import Dataset
+from .dataset import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
 from .networks import Recipe, conv_kernels
 from .replacements import with_kernels

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .data_aware import patch_moments, with_data_aware_error
-from .datasets import Dataset, balanced_indices, balanced_sample
+from .dataset import Dataset, balanced_indices, balanced_sample
 from .evaluation import default_device, split_arrays
 from .networks import Recipe, conv_kernels
 from .replacements import Replacements

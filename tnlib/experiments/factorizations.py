@@ -9,7 +9,8 @@ import math
 import torch
 
 from ..tensors.cuts import MODES, Cut, singular_values
-from ..tensors.decompositions import CHAIN_MODES, cp, hosvd, tensor_ring, tensor_train
+from ..tensors.decompositions import CHAIN_MODES, hosvd, tensor_train
+from ..tensors.fits import cp, tensor_ring
 from ..tensors.spectra import rank_for_error
 from .replacements import (FRACTIONS, Replacements, chosen_fractions, chosen_layers, chosen_ranks, compared, nonzero,
                            rank_at)

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from .allocator import keep_freed_memory
 from .catalogue import experiment_called
 from .compression import Compression
-from .datasets import Dataset, load_dataset
+from .dataset import Dataset
+from .datasets import load_dataset
 from .evaluation import default_device, evaluate, split_arrays
 from .experiment import Subject, too_large
 from .files import PUBLISHED, RUNS

@@ -21,7 +21,7 @@ from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
 from .batch_norm import AUGMENTATION_SEED, augmentation, batch_norms, reestimated
 from .controls import matched_noise
-from .datasets import Dataset, balanced_sample
+from .dataset import Dataset, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
 from .files import RUNS, atomic_path
 from .networks import Recipe, conv_kernels, network

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ..tensors.cuts import CUTS, Cut, CutFactors, factorize, singular_values
-from ..tensors.decompositions import cp
+from ..tensors.fits import cp
 from ..tensors.factors import KernelFactors
 from ..tensors.spectra import rank_for_error
-from .datasets import Dataset
+from .dataset import Dataset
 from .evaluation import evaluate
 from .networks import conv_kernels
 from .replacements import with_kernels

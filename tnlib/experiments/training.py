@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..tensors.checks import check_count, check_device
-from .datasets import Dataset, balanced_sample, load_dataset
+from .dataset import Dataset, balanced_sample
+from .datasets import load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
 from .files import RUNS, atomic_path
 from .kernel_spectra import entropies

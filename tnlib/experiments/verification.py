@@ -9,7 +9,8 @@ import numpy as np
 
 from .batch_norm import batch_norms
 from .catalogue import EXPERIMENTS
-from .datasets import balanced_indices, load_dataset
+from .dataset import balanced_indices
+from .datasets import load_dataset
 from .evaluation import evaluate, split_arrays
 from .experiment import Subject, too_large
 from .files import PUBLISHED

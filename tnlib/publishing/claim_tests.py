@@ -11,7 +11,7 @@ import pandas as pd
 from ..experiments.drops import as_norm_loss, barrier, harmless
 from ..experiments.retraining import CASES
 from ..experiments.statistics import kendall
-from .claims import WORST_FIRST, Part, share_part
+from .claims import Part, share_part
 
 SHALLOW, DEEP = "conv2", "conv4"  # claim 1b's layers 2 and 4 of the vanilla network
 ROUNDING = 1e-9  # a kernel shrunk to 0.9 has λ = 1 − 0.9 = 0.09999999999999998

@@ -57,6 +57,17 @@ def check_rank(rank, max_rank: int, name: str = "rank") -> int:
     return int(rank)
 
 
+def check_length(ranks, names) -> None:
+    """Raise `ValueError` where `ranks` are not as many as `names`, which says what each is of."""
+    if not isinstance(ranks, (tuple, list)) or len(ranks) != len(names):
+        raise ValueError(f"ranks must be {len(names)} whole numbers ({', '.join(names)}), got {ranks!r}")
+
+
+def rank_name(position: int, what: str, kernel: torch.Tensor) -> str:
+    """What a message calls one of several ranks."""
+    return f"ranks[{position}] ({what} of a kernel {tuple(kernel.shape)})"
+
+
 def check_count(value, name: str, least: int = 1) -> int:
     """Return `value` if it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:

@@ -90,3 +90,8 @@ class KernelFactors:
             count, size = step.multiply_adds(size, geometry)
             total += count
         return total
+
+
+def cast_like(kernel: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors with the kernel's dtype and device."""
+    return tuple(tensor.to(kernel).contiguous() for tensor in tensors)
