@@ -19,8 +19,9 @@ def run(*words):
 
 @pytest.mark.parametrize("words, message", [
     (("run", "spectra", "-p", "rnak", "3"), "unknown parameter 'rnak'"),
-    (("run", "spectra", "-p", "rank", "0"), "rank = 0: Input should be greater than or equal to 1"),
-    (("run", "spectra", "-p", "rank", "eight"), "rank = 'eight'"),
+    (("run", "spectra", "-p", "samples", "0"), "samples = 0: Input should be greater than or equal to 1"),
+    (("run", "spectra", "-p", "share", "1"), "share = 1: Input should be less than 1"),
+    (("run", "spectra", "-p", "share", "half"), "share = 'half'"),
     (("run", "spectra", "--profile", "shapes", "-p", "dataset", "cifar10"), "the profile 'shapes' goes with dataset = 'shapes'"),
     (("run", "spectra", "--profile", "shapes", "-p", "profile", "published"), "--profile shapes and -p profile published do not go together"),
     (("build", "--profile", "published", "-p", "profile", "shapes"), "--profile published and -p profile shapes do not go together"),
