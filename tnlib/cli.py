@@ -214,7 +214,7 @@ def claims():
         table.add_column(name, no_wrap=name != "verdict", min_width=16 if name == "verdict" else None)
     for claim in found.claims["claims"]:
         for verdict in found.of(claim):
-            first = verdict.parts[0] if verdict.parts else None
+            first = next((part for part in verdict.parts if part.threshold is not None), next(iter(verdict.parts), None))  # that decides
             at = first.interval if first else None
             table.add_row(claim, pair_text(verdict.model, verdict.dataset), label(verdict),
                           *((first.text(at.estimate), first.span, str(at.n)) if first else ("–", "–", "0")))

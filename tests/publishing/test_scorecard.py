@@ -346,8 +346,8 @@ def test_re_training_and_paths_are_judged_as_soon_as_they_are_published(card, mo
         beside = judging._beside(asked[id], pair, judging._Finder())
         assert beside and all(part.threshold is None or part.name.startswith("truncated −") for part in beside)
     names = [part.name for part in judging._beside(asked["3"], pair, judging._Finder())]
-    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epoch", "free, after 5 epochs",
-                     "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
+    assert names == ["truncated − matched noise after the same epochs", "free, after 1 epoch", "noise, after 1 epoch", "free, after 5 epochs",
+                     "noise, after 5 epochs", "kept, after 3 epochs", "noise, after 3 epochs", "continued, after 3 epochs", "scratch, after 3 epochs"]
     runs = retraining_of(5)
     tables["retraining"] = (runs[runs["arm"] != "scratch"], ["retraining.csv"])
     without = Pair("vanilla", "cifar10")

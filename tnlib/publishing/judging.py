@@ -94,8 +94,8 @@ def _beside(claim: dict, pair: Pair, find: _Finder) -> tuple[Part, ...]:
             (runs, _) = find(pair.retrained, asked["epochs"])
             last = runs["epoch"].max()
             beside += [specificity(runs, asked, claim["specificity"]["threshold_points"])]
-            beside += [recovered(runs, asked, "free", epoch) for epoch in claim["shown_for"]["epochs"]
-                       if epoch != asked["epochs"] and epoch <= last]
+            beside += [recovered(runs, asked, arm, epoch) for epoch in claim["shown_for"]["epochs"] for arm in ("free", "noise")
+                       if epoch != asked["epochs"] and epoch <= last and len(arm_at(runs, arm, epoch))]
             beside += [recovered(runs, asked, arm, asked["epochs"]) for arm in ("kept", "noise", "continued", "scratch")
                        if len(arm_at(runs, arm, asked["epochs"]))]
         case "4":
