@@ -315,16 +315,19 @@ def test_noise_may_take_more_of_the_last_kernel_as_truncations_may():
         noise = notebook.student_interval((stars["noise"].loc["conv4"] - stars["noise"].loc["conv2"]).to_numpy())
         assert noise.n == 5 and noise.low > 0
         assert noise.estimate > 0.9 * (stars["truncation"].loc["conv4"] - stars["truncation"].loc["conv2"]).mean()
-    rises = {}
+    rises, spans = {}, {}
     for dataset, name in itertools.product(("cifar10", "cifar100"), ("vanilla", "vanilla-constant", "vanilla-reversed")):
         tables = [one_points(read_table(PUBLISHED / "results" / f"truncation-{name}-{dataset}-s{seed}.csv").query("split == 'test'"), ["layer", "cut"])
                   for seed in trained_seeds(name, dataset)]
         mean = pd.concat(tables).groupby("layer")["lambda_star"].mean()
+        each = pd.concat([table.groupby("layer")["lambda_star"].mean() for table in tables], axis=1)
         rises[dataset, name] = mean["conv4"] - mean["conv2"]
+        spans[dataset, name] = notebook.student_interval((each.loc["conv4"] - each.loc["conv2"]).to_numpy())
         assert dataset == "cifar100" or mean["conv4"] - mean["conv3"] > 0.6 * rises[dataset, name] > 0
     for name in ("vanilla-constant", "vanilla-reversed"):
         assert rises["cifar10", name] > 0.5 * rises["cifar10", "vanilla"], "it is not only the width"
-        assert rises["cifar100", name] < 0.1 * rises["cifar100", "vanilla"], "where width does not grow nothing is left of the rise"
+        assert rises["cifar100", name] < 0.15 * rises["cifar100", "vanilla"], "where width does not grow next to nothing is left of the rise"
+        assert spans["cifar100", name].n == 3 and spans["cifar100", name].high < spans["cifar100", "vanilla"].low
 
 
 def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_published_table():
