@@ -403,6 +403,7 @@ def test_what_the_chapters_say_of_noise_in_the_deep_network_holds_for_the_publis
         assert back(runs.loc[("reordered", 3)]).all() and (half.xs(0.1, level="strength") < 0.1).all()
         limit = 1.1 * runs.loc[("continued", 5, "none", 1.0), "train_loss"]
         assert (free.loc[5, "train_loss"] > limit).all() and (beside.loc[5, "train_loss"] < limit).all()
+        assert (free.loc[5, "loss"] < runs.loc[("continued", 5, "none", 1.0), "loss"] + 0.03).all(), "by the test loss no worse"
         assert runs.loc["scratch"]["accuracy"].max() < 0.6 * whole
         fresh = read_table(path.with_name(path.name.replace("retraining", "retraining-statistics"))).set_index(["cut", "strength", "arm"])["accuracy"]
         left, mixed = (fresh.xs(arm, level="arm") for arm in ("free", "noise"))

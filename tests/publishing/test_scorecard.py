@@ -13,7 +13,7 @@ from tests.publishing.claims_cases import compression_of, paths_of, retraining_o
 from tnlib.cli import main
 from tnlib.experiments.drops import score_interval
 from tnlib.experiments import files, tables
-from tnlib.experiments.files import PUBLISHED
+from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.networks import network
 from tnlib.experiments.tables import read_table
 from tnlib.publishing import claims, evidence, judging
@@ -79,7 +79,7 @@ def test_a_verdict_on_all_own_networks_is_not_interim_where_a_control_has_fewer(
     assert min(found["2"].networks) < 5 == max(found["2"].networks) and not any(verdict.interim for verdict in found.values())
 
 
-def test_what_the_front_page_says_of_two_claims_in_words_holds_for_the_published_numbers(card):
+def test_what_the_front_page_says_of_the_claims_in_words_holds_for_the_published_numbers(card):
     numbers = card.numbers()
 
     def value(claim, model, dataset, number):
@@ -92,6 +92,17 @@ def test_what_the_front_page_says_of_two_claims_in_words_holds_for_the_published
     assert value("1a", "resnet50", "cifar10", "cells with matched noise as large") > 0.5
     assert value("3", "vanilla", "cifar100", "continued, after 3 epochs") == 0
     assert value("3", "vanilla", "cifar100", "free, after 5 epochs") > 0.5
+    assert value("3", "vanilla", "cifar100", "noise, after 5 epochs") > value("3", "vanilla", "cifar100", "free, after 5 epochs") + 0.1
+    assert min(value("1b", "vanilla", "cifar10", f"its sign in {width} width") for width in ("constant", "reversed")) > 0.02
+    assert max(abs(value("1b", "vanilla", "cifar100", f"its sign in {width} width")) for width in ("constant", "reversed")) < 0.005
+    front = (ROOT / "book" / "index.md").read_text()
+    ratios = [value("2", "vanilla", dataset, "(i)") for dataset in ("cifar10", "cifar100")]
+    assert "may be {:.1f} times\n  that of noise on CIFAR-10 and {:.1f} times on CIFAR-100, where 1.25 was".format(*ratios) in front
+    for dataset in ("cifar10", "cifar100"):
+        assert 0.4 < value("2", "vanilla", dataset, "(iii)") / value("2", "vanilla", dataset, "(ii)") < 0.6, "about half"
+    eighth = value("5", "vanilla", "cifar100", "ranks by map − one rank fraction, the first layer whole, at 0.125")
+    others = [value("5", "vanilla", "cifar100", f"ranks by map − one rank fraction, the first layer whole, at {budget}") for budget in (0.5, 0.25)]
+    assert eighth > 1 > 0.2 > max(others) and all(value("5", "vanilla", "cifar100", f"ranks by map − a narrower network, at {budget}") > 0.5 for budget in (0.5, 0.25, 0.125))
     for claim, at_least in (("1a", 0.1), ("3", 3)):
         assert claims.read_claims()["claims"][claim]["thresholds"][{"1a": "lambda_star", "3": "epochs"}[claim]] == at_least
     refuted = [verdict.parts[0] for verdict in card.verdicts if verdict.verdict == "not reproduced"]
