@@ -111,6 +111,10 @@ def test_removing_filters_is_mostly_the_better_way_in_the_published_tables(datas
     better = [found for seed in range(5) for found in better_than_pruning(read_table(PUBLISHED / "results" / f"controls-vanilla-{dataset}-s{seed}.csv"),
                                                                           tnlib.load_model("vanilla", dataset, seed))]
     assert len(better) > 150 and np.mean(better) < most
+    tables = pd.concat([read_table(PUBLISHED / "results" / f"controls-vanilla-{dataset}-s{seed}.csv") for seed in range(5)])
+    own, other = (tables[tables.kind == kind].set_index(["seed", "layer", "cut", "rank"])["accuracy_drop"] for kind in ("truncation", "filters"))
+    pairs = pd.concat([own, other], axis=1, keys=["own", "other"]).dropna().query("own > 1 or other > 1")
+    assert len(pairs) > 200 and (pairs["own"] < pairs["other"]).mean() > 0.8, "where the layer alone counts"
 
 
 def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):

@@ -241,6 +241,21 @@ def test_what_is_not_measured_beside_the_listed_cases_is_said(tmp_path, cells_ru
     assert set(pd.read_csv(tmp_path / "figures" / "retraining-more-counts.csv")["truncated"]) == {"listed beforehand"}
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_kernels_with_noise_come_back_no_more_than_truncated_ones(dataset):
+    """Of all published runs, as chapter 5 says: most of what noise has put beyond the ranks is there after five epochs."""
+    shares = []
+    for seed in range(5):
+        spectra = read_spectra(PUBLISHED / "results" / f"retraining-vanilla-{dataset}-s{seed}.csv")
+        ranks = spectra[spectra.arm == "free"].groupby(["cut", "strength"])["ranks"].first()
+        for (cut, strength, epoch), part in spectra[(spectra.arm == "noise") & (spectra.cut != "CP")].groupby(["cut", "strength", "epoch"]):
+            kept = dict(zip(("conv1", "conv2", "conv3", "conv4"), ranks[cut, strength].split()))
+            beyond = part[(part["index"] > part["layer"].map(lambda layer: float(kept[layer].replace("-", "inf"))))]
+            shares.append({"epoch": epoch, "share": (beyond["value"] ** 2).sum() / (part["value"] ** 2).sum()})
+    mean = pd.DataFrame(shares).groupby("epoch")["share"].mean()
+    assert len(shares) == 5 * 4 * 6 and mean[0] > 0.2 and mean[5] > 0.8 * mean[0]
+
+
 @pytest.mark.parametrize("case, message", [("OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5', 'OUT,KW at 0.5'"),
                                            ("OUT at 0.5", f"case = 'OUT at 0.5': measured are '{CASE}'")])
 def test_a_case_that_there_is_not_names_those_that_there_are(shapes_jobs, tmp_path, case, message):
