@@ -302,6 +302,17 @@ def test_once_for_every_group_where_the_kept_values_do_not_fit(calls, monkeypatc
         assert labels == same and np.array_equal(evaluation.correct, expected.correct)
 
 
+def test_the_bar_moves_before_a_group_has_ended(monkeypatch, capfd):
+    """Of a deep network on a CPU that takes half an hour."""
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(workers_module, "UNIT_IMAGES", 64)
+    model, dataset, cells = vanilla_cells(3)
+    with ThreadPoolExecutor(1) as executor:
+        list(sweep(model, dataset, cells, executor))
+    said = capfd.readouterr().err
+    assert all(f"of the next 3 part {k} of 7]" in said for k in range(1, 7)) and "part 7" not in said and "3/3" in said
+
+
 @pytest.mark.parametrize("executor", [None, ThreadPoolExecutor], ids=["here", "executor"])
 def test_what_a_sweep_that_was_cut_off_has_found_on_part_of_the_images_is_not_evaluated_again(calls, executor, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "KEPT_BYTES", 1)

@@ -116,9 +116,12 @@ def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, p
 def _collected(crew, group, found, begun, store, bar):
     """(labels, Evaluation) of each cell of a group from its units of work: first image → what was `found` before, and → what
     was `begun` of the others."""
-    several = len(found) + len(begun) > 1
+    parts = len(found) + len(begun)
+    several = parts > 1
     for (correct, loss), first in zip(crew.results(begun.values()), begun):  # in this order: the results know when they end
         found[first] = correct, loss
+        if several:  # of a deep network on a CPU a group takes half an hour, and the bar counts its cells when it has ended
+            bar.set_postfix_str(f"of the next {len(group.cells)} part {len(found)} of {parts}" if len(found) < parts else "")
         if store and several:
             store.add_unit(group.labels, slice(first, first + correct.shape[1]), correct, loss)
     correct, loss = zip(*(found[first] for first in sorted(found)))
