@@ -188,7 +188,7 @@ def cite(figure, listed, files):
     from .publishing.cards import about_sources, bibtex, sentence
     if listed or not figure:
         if figure or files or not listed:
-            raise click.UsageError("name a FIGURE, or say --list")
+            raise click.UsageError("name a FIGURE, or say --list alone")
         click.echo("\n".join(book_cards()))
         return
     card, folder = card_called(figure)

@@ -167,6 +167,18 @@ def broken():
     return model
 
 
+class Integers(nn.Module):
+    def forward(self, image):
+        return image.flatten(1)[:, :5].long()
+
+
+class Masked(nn.Module):
+    """One class gets a score that no other has: against it any difference would be small."""
+
+    def forward(self, scores):
+        return scores + torch.tensor([0, 0, 0, 0, -1e9])
+
+
 def by_its_batch():
     return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), network())
 
@@ -189,6 +201,8 @@ BAD = {
                        r"a tensor of a batch \(2, 16, 16, 3\), one entry an image, got \(3, 16, 16\)"),
     "preprocess-number": (lambda: evaluate(network(), dataset(), lambda batch: torch.tensor(0.0)), r"one entry an image, got \(\)"),
     "batch-statistics": (lambda: evaluate(by_its_batch(), dataset()), "Sequential answers to an image alone otherwise than in a batch"),
+    "integers": (lambda: evaluate(Integers(), dataset()), "the model returned torch.int64: its logits must be of a floating dtype"),
+    "a-masked-class": (lambda: evaluate(nn.Sequential(by_its_batch(), Masked()), dataset()), "answers to an image alone otherwise than in a batch"),
     "random-crop": (lambda: evaluate(network(), dataset(), lambda batch: torch.rand(len(batch), 3, 16, 16)),
                     "preprocess makes something else of an image alone than in a batch"),
     "preprocess-nan": (lambda: evaluate(network(), dataset(), lambda batch: to_unit_floats(batch) / 0), "preprocess makes NaN or infinity"),

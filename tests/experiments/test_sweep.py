@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+import types
 import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.experiments.sweep_cases import MODELS, cells_of, model_and_data, noisy, run, swapped, vanilla_cells
 import tnlib
@@ -300,6 +302,76 @@ def test_once_for_every_group_where_the_kept_values_do_not_fit(calls, monkeypatc
     monkeypatch.undo()
     for (labels, evaluation), (same, expected) in zip(found, run(model, dataset, cells)):
         assert labels == same and np.array_equal(evaluation.correct, expected.correct)
+
+
+class ReadsItsWeight(nn.Module):
+    """Takes the kernel in another way than as an attribute of its layer, so that a trace would hold it fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, image):
+        kernel = self.conv.state_dict()["weight"]
+        kernel = kernel / kernel.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return 10 * self.linear(F.relu(F.conv2d(image, kernel, self.conv.bias)).mean((2, 3)))
+
+
+class Plain(ReadsItsWeight):
+    masked = 0.0
+
+    def forward(self, image):
+        scores = self.linear(F.relu(self.conv(image)).mean((2, 3)))
+        return torch.cat([scores[:, :9], scores[:, 9:] - self.masked], 1)
+
+
+class OnlyAConvolution(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 10, 16)
+
+    def forward(self, image):
+        return super().forward(image).flatten(1)
+
+
+def hooked(masked=0.0):
+    """Answers otherwise to dark images, of which the two that are looked at need not be; with a class that is masked."""
+    model = Plain()
+    model.masked = masked
+    model.register_forward_hook(lambda module, inputs, scores: torch.where((inputs[0].mean((1, 2, 3)) < 0.5)[:, None], scores.roll(1, 1), scores))
+    return model
+
+
+def patched():
+    model = Plain()
+    model.conv.forward = types.MethodType(lambda layer, image: 2 * nn.Conv2d.forward(layer, image), model.conv)
+    return model
+
+
+def of_numbers():
+    model = Plain()
+    model.conv.stride, model.conv.padding = 2, 1
+    return model
+
+
+ODD = {"reads its weight": ReadsItsWeight, "only a convolution": OnlyAConvolution, "a hook of its own": hooked, "a masked class": lambda: hooked(1e9),
+       "a patched layer": patched, "numbers for pairs": of_numbers}
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be traced")
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_odd_models_answer_as_with_the_weight_swapped(make):
+    torch.manual_seed(0)
+    model, random = make().eval(), np.random.RandomState(0)
+    dataset = Dataset(random.randint(0, 256, (60, 16, 16, 3)).astype(np.uint8), np.arange(60) % 9)
+    ((layer, kernel),) = tnlib.conv_kernels(model).items()
+    other = torch.randn(kernel.shape)
+    found = [evaluation for _, evaluation in sweep(model, dataset, [({}, {}), ({}, {layer: other})], progress=False)]
+    expected = [tnlib.evaluate(model, dataset)]
+    model.get_submodule(layer).weight.data = other
+    expected.append(tnlib.evaluate(model, dataset))
+    for ours, plain in zip(found, expected):
+        assert np.array_equal(ours.correct, plain.correct) and ours.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert abs(found[0].loss - found[1].loss) > 1e-3
 
 
 def test_the_bar_moves_before_a_group_has_ended(monkeypatch, capfd):

@@ -61,6 +61,8 @@ BAD = {
     "integers": (lambda: tnlib.tensor_train(K.long(), (1, 1, 1)), TypeError, "floating dtype, .* got torch.int64"),
     "integers-cp": (lambda: tnlib.cp(K.int(), 1), TypeError, "floating dtype, .* got torch.int32"),
     "numpy": (lambda: tnlib.depthwise_separable(K.numpy()), TypeError, "must be a torch tensor .* got ndarray"),
+    "beyond-half": (lambda: tnlib.hosvd(torch.full((16, 16, 3, 3), 3e3).half()), ValueError, r"a factor .*\(16, 16, 3, 3\) has numbers beyond what torch.float16"),
+    "beyond-float": (lambda: tnlib.tensor_train(torch.full((16, 16, 3, 3), 1e38), (4, 4, 4)), ValueError, "take kernel.float.* or divide it by its norm"),
     "nan": (lambda: tnlib.tensor_ring(NAN, (1, 1, 1, 1)), ValueError, "NaN or infinity"),
     "hosvd-three": (lambda: tnlib.hosvd(K, (1, 1, 1)), ValueError, r"4 whole numbers \(OUT, IN, KH, KW\), got \(1, 1"),
     "hosvd-number": (lambda: tnlib.hosvd(K, 2), ValueError, "ranks must be 4 whole numbers .* got 2"),

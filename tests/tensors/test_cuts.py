@@ -292,6 +292,7 @@ BAD = {
     "rows-all": (lambda: Cut(("OUT", "IN", "KH", "KW")), ValueError, "rows must be a tuple of one to three"),
     "size-0": (lambda: CUTS[2].max_rank((0, 3, 3, 3)), ValueError, r"four modes .* of positive size, got \(0, 3, 3, 3\)"),
     "cut-repeated": (lambda: Cut.parse("OUT,OUT"), ValueError, "unknown cut 'OUT,OUT'"),
+    "error-numpy": (lambda: relative_error(K.numpy(), K), TypeError, "kernel must be a torch tensor .* got ndarray"),
     "shapes": (lambda: relative_error(K, K[:3]), ValueError, r"same shape, got \(12, 8, 3, 3\) and \(3, 8, 3, 3\)"),
     "huge": (lambda: relative_error(K.double() * 1e155, K.double()), ValueError, r"kernel has .*e\+15\d for its largest entry, and its squares leave the range of float64: divide"),
     "tiny": (lambda: singular_values(K.double() * 1e-162, "OUT"), ValueError, "kernel has .*e-16. for its largest entry"),
@@ -323,3 +324,9 @@ def test_an_unknown_cut_is_told_all_seven():
     with pytest.raises(ValueError) as raised:
         Cut.parse("HEIGHT")
     assert all(repr(cut.name) in str(raised.value) for cut in CUTS)
+
+
+def test_a_truncation_keeps_its_dtype_also_where_the_caller_computes_in_another():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = truncate(K.float(), "OUT", 12)
+    assert whole.dtype == torch.float32 and torch.allclose(whole, K.float(), atol=1e-5)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..tensors.checks import pair
 from ..tensors.network import Geometry, patches
 from .winograd import Scratch, Winograd, tile_side
 
@@ -47,7 +48,7 @@ class Convolution(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation=("none", ()),
                  scratch: Scratch | None = None):
         super().__init__()
-        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.geometry = pair(conv.padding, "padding"), pair(conv.stride, "stride", 1), pair(conv.dilation, "dilation", 1), conv.groups
         self.scratch = scratch or Scratch()
         self.activation, self.numbers = activation
         kernel, bias = conv.weight.detach(), conv.bias
@@ -63,7 +64,7 @@ class Convolution(nn.Module):
         self.kernel = kernel
         self.blocked = kernel.device.type == "cpu" and kernel.dtype == torch.float32 and \
             torch.backends.mkldnn.is_available()
-        self.pointwise = kernel.shape[2:].numel() == 1 and conv.groups == 1 and not any(conv.padding)
+        self.pointwise = kernel.shape[2:].numel() == 1 and conv.groups == 1 and not any(self.geometry[0])
         self.plain_3x3 = kernel.shape[2:] == (3, 3) and self.geometry == ((1, 1), (1, 1), (1, 1), 1)
         self.put(kernel)
 

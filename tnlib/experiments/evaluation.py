@@ -12,6 +12,7 @@ from ..tensors.checks import check_count, check_device
 
 PROBE_IMAGES = 2
 PROBE_TOLERANCE = 1e-3  # of the largest number, far above rounding in float32; of coarser numbers 16 of their steps
+MASKS = 1e4  # times a number of the lower quarter: what is larger is no score, but says that there is none
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
 def check_logits(logits, target) -> None:
     """Raise `ValueError` for logits that are not (N, classes) with a class for each label in `target` (N,)."""
     form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if isinstance(logits, torch.Tensor) and not logits.is_floating_point():
+        raise ValueError(f"the model returned {logits.dtype}: its logits must be of a floating dtype")
     if not isinstance(form, tuple) or len(form) != 2 or form[0] != len(target) or form[1] <= int(target.max()):
         raise ValueError(f"the model returned {form} for a batch of {len(target)} images: "
                          f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
@@ -131,9 +134,15 @@ def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
 
 
 def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether numbers are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike."""
-    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps) * expected.abs().nan_to_num(posinf=0.0).max().item()
-    return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+    """Whether numbers are the expected ones, up to rounding; two that are NaN, or the same infinity, are alike.
+
+    Rounding is relative to the largest of them, but for such as mask a class and are larger than the others by far.
+    """
+    sizes = expected.abs().double().flatten()
+    sizes = sizes[sizes.isfinite() & (sizes > 0)]
+    largest = sizes[sizes <= MASKS * sizes.sort().values[len(sizes) // 4]].max().item() if len(sizes) else 0.0
+    tolerance = max(PROBE_TOLERANCE, 16 * torch.finfo(expected.dtype).eps)
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
 
 
 def probed(model, pixels, labels, preprocess) -> torch.Tensor:

@@ -74,7 +74,7 @@ class NetworkGraph:
         return True
 
     def _weight(self, name) -> nn.Parameter:
-        return self.graph.get_parameter(f"{self.inside}{name}.weight")
+        return self.graph.get_parameter(f"{self.inside}{_weight_of(name)}")
 
     def reached(self, layers) -> frozenset[fx.Node]:
         """The nodes whose values depend on the kernels of `layers`."""
@@ -127,10 +127,15 @@ class NetworkGraph:
         return peak
 
 
+def _weight_of(layer: str) -> str:
+    """The name of a layer's weight; a model that is a convolution itself has a layer called ''."""
+    return f"{layer}.weight" if layer else "weight"
+
+
 def _uses(node, layer: str) -> bool:
     """Whether a node reads the kernel of `layer`: it calls it, or a module that contains it, or takes its weight."""
     if node.op == "get_attr":
-        return node.target == f"{layer}.weight"
+        return node.target == _weight_of(layer)
     return node.op == "call_module" and (node.target == WHOLE or f"{layer}.".startswith(f"{node.target}."))
 
 

@@ -62,7 +62,7 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     model without convolutions, that does not take such images or answers to each by its batch (or a `preprocess` that does),
     one that cannot be pickled for an executor (or a `preprocess` for its processes), and indices out of range.
     """
-    if executor is not None and not hasattr(executor, "submit"):
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise TypeError(f"executor must be a concurrent.futures.Executor or None, got {executor!r}")
     if isinstance(executor, ProcessPoolExecutor):
         try:
@@ -222,6 +222,8 @@ def _checked_cell(cell, layers, refused):
         dtype = _tensors(kernel)[0].dtype if known else None
         for tensor in _tensors(kernel) if known else ():
             check_device(tensor.device, f"the kernel of {layer!r}")
+            if tensor.layout != torch.strided:
+                raise ValueError(f"the kernel of {layer!r} must be a dense tensor, got one of layout {tensor.layout}")
         if known and not all(torch.isfinite(tensor).all() for tensor in _tensors(kernel)):
             raise ValueError(f"the kernel of {layer!r} holds NaN or infinity")
         if not known or tuple(kernel.shape) != tuple(want.shape) or dtype != want.dtype:

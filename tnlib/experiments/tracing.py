@@ -70,19 +70,45 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     with CALLS.as_they_are():
         expected = copied(probe)
     try:
+        if copied._forward_hooks or copied._forward_pre_hooks or "forward" in vars(copied) or type(copied).__call__ is not nn.Module.__call__:
+            raise NotImplementedError("it has hooks, or a way of its own to be called")
         with CALLS.replaced():
             graph = _functional(fx.symbolic_trace(copied))
         with CALLS.as_they_are():
             found = _Unwritten(graph).run(probe)
-        if alike(found, expected):
+            same = alike(found, expected) and _follows_its_kernels(graph, copied, copy.deepcopy(model).eval(), probe)
+        if same:
             return graph
-        reason = "its traced graph gives other logits"
+        reason = "its traced graph gives other logits, or does so with other kernels"
     except Exception as error:  # tracing runs the model's own code on stand-ins, which raises whatever that code raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     warnings.warn(f"{type(model).__name__} cannot be traced and is run whole for every cell ({reason})", stacklevel=3)
     graph = fx.Graph()
     graph.output(graph.call_module(WHOLE, (graph.placeholder("image"),)))
     return fx.GraphModule(nn.ModuleDict({WHOLE: copied}), graph)
+
+
+def _follows_its_kernels(graph: fx.GraphModule, traced_model: nn.Module, model: nn.Module, probe: torch.Tensor) -> bool:
+    """Whether a graph answers as the model also with other kernels in both: what a model reads of a weight in its own way is a
+    constant of the graph. `traced_model`: the one whose modules the graph has; `model`: a copy, whose kernels are left changed."""
+    pairs = [(own, other, own.data) for own, other in zip(_kernels(traced_model), _kernels(model), strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for spread in (0.3, 3.0):  # what depends on how large a weight is shows with the second
+            for own, other, kernel in pairs:
+                factors = 1 + spread * torch.randn(kernel.shape, generator=generator)
+                own.data = other.data = kernel * factors.to(kernel)
+            if not alike(_Unwritten(graph).run(probe), model(probe)):
+                return False
+        return True
+    finally:
+        for own, _, kernel in pairs:
+            own.data = kernel
+
+
+def _kernels(model: nn.Module) -> list[nn.Parameter]:
+    return list(dict.fromkeys(module.weight for module in model.modules()
+                              if isinstance(module, nn.Conv2d) and isinstance(module._parameters.get("weight"), nn.Parameter)))
 
 
 def _functional(graph: fx.GraphModule) -> fx.GraphModule:
@@ -167,9 +193,10 @@ def fused(graph: fx.GraphModule) -> dict[str, Convolution]:
 
 
 def module_called(graph, node):
-    """The module that a node calls; None for other nodes, and for one with hooks, which nothing else must replace."""
+    """The module that a node calls; None for other nodes, and for one with hooks or a `forward` of its own instance, which nothing
+    else must replace."""
     module = graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
-    return None if module is None or module._forward_hooks or module._forward_pre_hooks else module
+    return None if module is None or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) else module
 
 
 def only_user(node):

@@ -136,7 +136,9 @@ def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:
     The nearest kernel of that rank in the Frobenius norm (Eckart and Young 1936). Raises `ValueError` when `rank`
     is not from 1 to the cut's max_rank. Source: the paper's truncations along the cuts of Figure 5.
     """
-    return factorize(kernel, cut, rank).to_kernel()
+    factors = factorize(kernel, cut, rank)
+    with torch.autocast(kernel.device.type, enabled=False):  # the kernel's dtype is kept
+        return factors.to_kernel()
 
 
 def factorize(kernel: torch.Tensor, cut, rank: int) -> "CutFactors":
@@ -184,7 +186,8 @@ def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.T
 
     Raises `ValueError` when the shapes differ or the kernel is zero.
     """
-    return _ratio(kernel.double() - _alike(kernel, approximation).double(), kernel)
+    approximation = _alike(kernel, approximation)
+    return _ratio(kernel.double() - approximation.double(), kernel)
 
 
 def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:

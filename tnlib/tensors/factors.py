@@ -93,5 +93,9 @@ class KernelFactors:
 
 
 def cast_like(kernel: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors with the kernel's dtype and device."""
-    return tuple(tensor.to(kernel).contiguous() for tensor in tensors)
+    """The tensors with the kernel's dtype and device. Raises `ValueError` where one has numbers beyond that dtype."""
+    cast = tuple(tensor.to(kernel).contiguous() for tensor in tensors)
+    if not all(tensor.isfinite().all() for tensor in cast):
+        raise ValueError(f"a factor of the kernel of shape {tuple(kernel.shape)} has numbers beyond what {kernel.dtype} can hold: take kernel.float()"
+                         + " or divide it by its norm" * (kernel.dtype.itemsize > 2))
+    return cast
