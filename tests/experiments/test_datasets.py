@@ -243,6 +243,16 @@ def test_fetch_puts_the_official_files_where_they_are_found(small_cifar100, no_d
     assert load_dataset("cifar100", root).fingerprint == Dataset(**small_cifar100).fingerprint
 
 
+def test_a_fetch_that_fails_names_what_and_where(no_data, monkeypatch):
+    reader = import_torchvision().datasets.CIFAR10
+    monkeypatch.setattr(reader, "url", "http://localhost:1/cifar.tar.gz")
+    with pytest.raises(OSError, match=f"cifar10 cannot be fetched from http://localhost:1/cifar.tar.gz into {no_data / 'new'}: .*refused.*by hand"):
+        fetch("cifar10", no_data / "new")
+    (no_data / "file").touch()
+    with pytest.raises(OSError, match=f"cifar10 cannot be fetched .* into {no_data / 'file'}: .*File exists"):
+        fetch("cifar10", no_data / "file")
+
+
 # ---- the real data -----------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")

@@ -170,10 +170,15 @@ def describe(name: str, root=None) -> tuple[str, str]:
 
 
 def fetch(name: str, root=None) -> Path:
-    """Download a CIFAR data set's official files with torchvision, check md5, and return their folder."""
+    """Download a CIFAR data set's official files with torchvision, check md5, and return their folder. Raises `OSError` where
+    that fails, naming what, from where and to where."""
     _, torchvision_class, folder, _ = CIFAR[name]
     place = next(place for _, place in data_folders(root) if place is not None)
-    getattr(import_torchvision().datasets, torchvision_class)(place, train=True, download=True)
+    reader = getattr(import_torchvision().datasets, torchvision_class)
+    try:
+        reader(place, train=True, download=True)
+    except (OSError, RuntimeError) as error:  # no network, a file in the folder's place, another md5
+        raise OSError(f"{name} cannot be fetched from {reader.url} into {place}: {error}. Put {name}.npz or {folder}/ there by hand, or try again") from None
     return place / folder
 
 
