@@ -60,8 +60,8 @@ WHOLE = "_whole"  # the one node of a model that cannot be traced
 def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     """`model` in eval mode as a graph without in-place operations; `model` itself is left as it is.
 
-    A model that cannot be traced, or whose graph answers otherwise than itself on the images `probe`, is one node, and
-    a warning says so.
+    A model that cannot be traced, or whose graph answers otherwise than itself on the images `probe`, with its own kernels or
+    with others, is one node, and a warning says so.
     """
     try:
         copied = copy.deepcopy(model).eval()
