@@ -128,6 +128,15 @@ def test_images_that_differ_must_be_there(differing, message):
         Dataset(numbered(20), shuffled_labels(20), numbered(40), shuffled_labels(40), **differing)
 
 
+def test_the_fingerprint_is_of_the_arrays_as_they_were_given():
+    images, labels = numbered(40), shuffled_labels(40)
+    before = Dataset(numbered(20), shuffled_labels(20), images.copy(), labels.copy()).fingerprint
+    dataset = Dataset(numbered(20), shuffled_labels(20), images, labels)
+    images[:] = 0
+    assert dataset.fingerprint == before
+    assert Dataset(numbered(20), shuffled_labels(20), numbered(40)[::-1], labels[::-1]).fingerprint != before  # in this order
+
+
 # ---- arrays in memory --------------------------------------------------------------------------------------------
 
 def test_only_test_images_are_required():
@@ -151,8 +160,9 @@ BAD = {
     "ids": (dict(test_images=I, test_labels=L + 2**40), ValueError, r"go up to 1099511627785, and labels number the classes from 0: .*np.unique"),
     "beyond-int64": (dict(test_images=I, test_labels=L.astype(np.uint64) + np.uint64(2**63)), ValueError, "go up to 9223372036854775817"),
     "mask": (dict(test_images=I, test_labels=L, differing_test=L == 3), TypeError, r"differing_test must be indices, whole numbers in one row, got bool \(20,\)"),
-    "no-names": (dict(test_images=I, test_labels=L, classes=5), TypeError, "classes must hold a name for each class, got 5"),
-    "one-name": (dict(test_images=I, test_labels=L, classes="cat"), TypeError, "classes must hold a name for each class, got 'cat'"),
+    "no-names": (dict(test_images=I, test_labels=L, classes=5), TypeError, "classes must hold a name for each class, in the order of their labels, got 5"),
+    "one-name": (dict(test_images=I, test_labels=L, classes="cat"), TypeError, "classes must hold .*, got 'cat'"),
+    "names-in-no-order": (dict(test_images=I, test_labels=L, classes=set("abcdefghij")), TypeError, "in the order of their labels, got {"),
     "no-list-of-names": (dict(test_images=I, test_labels=L, classes=np.array("cat")), TypeError, "classes must hold a name for each class"),
     "no-height": (dict(test_images=I[:, :0], test_labels=L), TypeError, r"shape \(N, H, W, C\).*got uint8 \(20, 0, 4, 3\)"),
     "no-name": (dict(test_images=I, test_labels=L, classes=tuple("abcdefghi")), ValueError, "label 9 has no name: .* holds 9"),

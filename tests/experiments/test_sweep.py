@@ -37,6 +37,7 @@ def test_against_the_weight_swapped_and_the_whole_network_run(name):
     cells = cells_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is traced
+        warnings.filterwarnings("ignore", "'auxiliary': not called in eval mode")
         found = run(model, dataset, cells)
     assert [labels for labels, _ in found] == [labels for labels, _ in cells]
     assert found[0][1].accuracy == 1
@@ -160,13 +161,16 @@ def test_nan_in_a_buffer_and_what_cannot_be_copied_are_named():
         run(model, dataset, cells)
 
 
-def test_a_layer_that_eval_mode_never_calls_changes_nothing():
+def test_a_layer_that_eval_mode_never_calls_changes_nothing_and_a_warning_says_so():
     model, dataset = model_and_data("misnamed")
     kernel = conv_kernels(model)["auxiliary"]
-    (_, whole), (_, found) = run(model, dataset, [({}, {}), ({}, {"auxiliary": 2 * kernel})])
+    with pytest.warns(UserWarning, match="^'auxiliary': not called in eval mode") as said:
+        (_, whole), (_, found), _ = run(model, dataset, [({}, {}), ({}, {"auxiliary": 2 * kernel}), ({}, {"auxiliary": 3 * kernel})])
+    assert len(said) == 1
     assert np.array_equal(whole.correct, found.correct) and whole.loss == found.loss
-    assert set(tnlib.truncation_sweep(model, dataset, cuts=["OUT"], ranks=[1])["layer"]) == {
-        "add", "skip", "last", "masked", "auxiliary"}
+    with pytest.warns(UserWarning, match="^'auxiliary': not called in eval mode"):
+        swept = tnlib.truncation_sweep(model, dataset, cuts=["OUT"], ranks=[1])
+    assert set(swept["layer"]) == {"add", "skip", "last", "masked", "auxiliary"}
 
 
 def test_in_inference_mode_it_is_traced_as_elsewhere():
@@ -485,6 +489,25 @@ def test_a_generator_may_write_into_the_factors_that_it_gave():
         expected = swapped(model, dataset, {"conv3": factorize(conv_kernels(model)["conv3"], "OUT,KW", 30).to_kernel() * 0.5 ** power})
         assert evaluation.loss == pytest.approx(expected.loss, rel=1e-4)
     assert len({evaluation.loss for _, evaluation in found}) == 3
+
+
+@pytest.mark.parametrize("kept_bytes, workers", [(2**31, None), (1, None), (2**31, 2)], ids=["kept", "in-groups", "threads"])
+def test_what_was_evaluated_before_a_generator_raises_is_yielded(monkeypatch, kept_bytes, workers):
+    monkeypatch.setattr(sweep_module, "KEPT_BYTES", kept_bytes)
+    model, dataset, cells = vanilla_cells(3)
+
+    def broken():
+        yield from cells
+        raise KeyError("conv5")
+
+    found = []
+    with contextlib.nullcontext() if workers is None else ThreadPoolExecutor(workers) as executor:
+        with pytest.raises(KeyError, match="conv5"):
+            for cell in sweep(model, dataset, broken(), executor, progress=False):
+                found.append(cell)
+    whole = run(model, dataset, cells)
+    assert [labels for labels, _ in found] == [labels for labels, _ in whole]
+    assert all(np.array_equal(one.correct, other.correct) for (_, one), (_, other) in zip(found, whole))
 
 
 class Subtracting(nn.Module):

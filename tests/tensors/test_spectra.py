@@ -33,6 +33,15 @@ def test_entropy_is_quimbs(cut):
     assert entanglement_entropy(1e3 * kernel, cut.name).item() == pytest.approx(state.entropy(list(cut.rows)), abs=1e-9)
 
 
+def test_the_gradient_of_entropy_has_no_nan_where_a_singular_value_is_zero():
+    spectrum = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    entropy(spectrum).backward()
+    assert torch.autograd.gradcheck(entropy, torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64, requires_grad=True))
+    rest = torch.tensor([2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    entropy(rest).backward()
+    assert torch.equal(spectrum.grad[:2], rest.grad) and spectrum.grad[2] == 0
+
+
 KNOWN = {  # singular values -> entropy in bits, participation ratio
     "rank-1": ([5.0], 0, 1),
     "rank-1-of-four": ([3.0, 0, 0, 0], 0, 1),

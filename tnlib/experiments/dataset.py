@@ -1,7 +1,7 @@
 """A data set: images and labels in one canonical order, checked, split and fingerprinted."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 
 import numpy as np
@@ -35,8 +35,9 @@ class Dataset:
                              f"test images {test_images.shape[1:]}: they must agree")
         highest = int(max(train_labels.max(initial=0), test_labels.max()))
         self.name = name
-        if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable) or getattr(classes, "ndim", 1) != 1):
-            raise TypeError(f"classes must hold a name for each class, got {classes!r}")
+        if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable)
+                                    or isinstance(classes, (Set, Mapping)) or getattr(classes, "ndim", 1) != 1):
+            raise TypeError(f"classes must hold a name for each class, in the order of their labels, got {classes!r}")
         self.classes = [str(name) for name in classes] if classes is not None else [str(k) for k in range(highest + 1)]
         if highest >= len(self.classes):
             raise ValueError(f"label {highest} has no name: classes holds {len(self.classes)}")
@@ -139,7 +140,8 @@ def _check(images, labels, split):
     if len(labels) and labels.max() >= MOST_CLASSES:
         raise ValueError(f"{split}_labels go up to {labels.max()}, and labels number the classes from 0: of other numbers make such with "
                          "np.unique(labels, return_inverse=True)[1]")
-    return np.ascontiguousarray(images), labels.astype(np.int64)  # torchvision's arrays are views of (N, C, H, W)
+    # A copy, for the caller may write into theirs; its rows in order, where torchvision's arrays are views of (N, C, H, W).
+    return images.copy(order="C"), labels.astype(np.int64)
 
 
 def _indices(given, name):

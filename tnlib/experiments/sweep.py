@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import pickle
 import reprlib
+import warnings
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -53,7 +54,12 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     one thread; None: this process, where each of torch's threads takes a share of the images. The results are the same.
     `progress`: a bar with the cells done. `units`: a `store.Store`, which keeps what is found of a group of cells (each with a
     "key" among its labels) on part of the images, and has it of a sweep of the same that was cut off. A pair ({}, {}) gives the network as it is: the baseline
-    of the others, and a check of `preprocess`.
+    of the others, and a check of `preprocess`. An answer of NaN is wrong: replacements may blow up.
+
+    A generator is read ahead of what is yielded, by up to a group of `UNIT_CELLS` cells (with an executor by `workers.AHEAD` more groups);
+    what it raises is raised once the cells before it have been yielded. The kernels of a list are checked when the sweep begins and read when
+    their turn comes: leave them as they are until then. A layer that the network does not call in eval mode (a head for training alone)
+    changes nothing, which a warning says.
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
@@ -81,7 +87,8 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     refused = not_replaceable(model, layers)
     for layer in getattr(replacements, "kernels", ()):
         _check_layer(layer, layers, refused)
-    cells = _checked(replacements, layers, refused)
+    failure = []
+    cells = _until_it_raises(_checked(replacements, layers, refused), failure)
     preprocess = preprocess or to_unit_floats
     with torch.inference_mode(False), torch.no_grad(), exact_float32():
         with CALLS.as_they_are(), eval_mode(model):
@@ -90,10 +97,10 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
             model, probe = copy.deepcopy(model).cpu(), probe.cpu()
         graph = traced(model, probe)
     total = len(replacements) if hasattr(replacements, "__len__") else None
-    return _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress, units)
+    return _results(graph, probe, pixels, labels, cells, failure, preprocess, executor, total, progress, units)
 
 
-def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, progress, store):
+def _results(graph, probe, pixels, labels, cells, failure, preprocess, executor, total, progress, store):
     crew = Threads(graph, probe) if executor is None else Remote(graph, probe, executor)
     pending = deque()
     with tqdm(total=total, unit="cell", disable=not progress) as bar, crew:
@@ -111,6 +118,8 @@ def _results(graph, probe, pixels, labels, cells, preprocess, executor, total, p
                 yield from _collected(crew, *pending.popleft(), store, bar)
         while pending:
             yield from _collected(crew, *pending.popleft(), store, bar)
+        if failure:
+            raise failure[0]
 
 
 def _collected(crew, group, found, begun, store, bar):
@@ -147,6 +156,7 @@ class Group:
 
 def _groups(cells, crew, num_images: int, parallel: bool, kept_bytes: int):
     reach = lambda cell: crew.network.reached(cell[1])
+    said = set()  # layers of which a warning has said that they do nothing
     for reached, run in itertools.groupby(cells, reach):
         images = max(LEAST_BATCH, kept_bytes // max(1, crew.network.split(reached).kept_bytes))
         # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
@@ -156,6 +166,10 @@ def _groups(cells, crew, num_images: int, parallel: bool, kept_bytes: int):
         images = images if most == 1 else min(images, crew.unit_images)
         group, held = [], 0
         for cell in run:
+            if not reached and (idle := cell[1].keys() - said):
+                said |= idle
+                warnings.warn(f"{', '.join(map(repr, sorted(idle)))}: not called in eval mode, so no kernel in it changes what the model answers",
+                              stacklevel=2)
             size = sum(tensor.numel() * tensor.element_size() for kernel in cell[1].values() for tensor in _tensors(kernel))
             single = most == 1 and group and not continues(cell[1], group[-1][1])
             if group and (single or len(group) == UNIT_CELLS or held + size > KERNEL_BYTES):
@@ -195,6 +209,14 @@ def _checked(replacements, layers, refused):
     except StopIteration:
         raise ValueError("replacements is empty: it must give at least one (labels, {layer: kernel})") from None
     return itertools.chain([first], cells)
+
+
+def _until_it_raises(cells, failure: list):
+    """The cells of an iterator up to where it raises; the error goes to `failure`, for when these have been evaluated."""
+    try:
+        yield from cells
+    except Exception as error:  # whatever the caller's own generator raises
+        failure.append(error)
 
 
 def _of_its_own(cell):

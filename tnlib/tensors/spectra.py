@@ -26,6 +26,7 @@ def weights(spectrum: torch.Tensor) -> torch.Tensor:
 def entropy(spectrum: torch.Tensor) -> torch.Tensor:
     """H = −Σ p log₂ p in bits, 0-dimensional: from 0 (rank 1) to log₂ max_rank (all values equal)."""
     p = weights(spectrum)
+    p = p[p > 0]  # 0 · log 0 is 0, but its gradient is NaN
     bits = -torch.special.xlogy(p, p).sum() / math.log(2) + 0.0  # + 0.0: no negative zero
     return bits.to(spectrum.dtype)
 
