@@ -108,13 +108,12 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     in which they were begun.
     """
     from .experiments.allocator import keep_freed_memory
-    from .experiments.catalogue import experiment_called
+    from .experiments.catalogue import experiment_called, find_table
     from .experiments.datapackage import describe_results
     from .experiments.datasets import load_dataset
     from .experiments.files import PUBLISHED, RUNS
     from .experiments.measurements import measure, processes
     from .experiments.networks import network
-    from .experiments.tables import find_table
     from .experiments.weights import find_weights
     keep_freed_memory()
     experiment_called(experiment)

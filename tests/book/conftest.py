@@ -13,8 +13,9 @@ from playwright.sync_api import sync_playwright
 
 from tnlib import notebook
 from tnlib.publishing import figures
+from tnlib.publishing.jobs import Job, section_values, sections
 from tnlib.publishing.parameters import changed
-from tnlib.publishing.running import Job, run, section_values, sections
+from tnlib.publishing.running import run
 from tnlib.publishing.section import open_section
 from tnlib.publishing.site import render, stage_book
 

@@ -7,7 +7,7 @@ import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from tnlib.experiments.files import ROOT
-from tnlib.publishing.running import sections
+from tnlib.publishing.jobs import sections
 
 ABOUT = ("trained_networks", "how_it_works", "how_to_rerun", "status")
 

@@ -6,9 +6,10 @@ import pytest
 from scipy.special import ndtri
 
 import tnlib
+from tnlib.experiments.catalogue import find_table
 from tnlib.experiments.compression import ARMS
 from tnlib.experiments.files import PUBLISHED
-from tnlib.experiments.tables import find_table, read_answers, read_table
+from tnlib.experiments.tables import read_answers, read_table
 from tnlib.publishing.building import glued_values
 
 COMPRESSING = ("map", "fraction", "norm", "data-aware", "map-one-cut", "fraction-inner", "fraction-inner-one-cut")

@@ -9,9 +9,10 @@ import yaml
 from scipy import interpolate
 
 import tnlib
+from tnlib.experiments.catalogue import find_table
 from tnlib.experiments.drops import harmless
 from tnlib.experiments.files import PUBLISHED, ROOT
-from tnlib.experiments.tables import find_table, read_table
+from tnlib.experiments.tables import read_table
 from tnlib.publishing.building import glued_values
 
 KINDS = ("noise", "random-rank", "random-error", "smallest", "filters")

@@ -16,14 +16,14 @@ from scipy import interpolate, optimize, stats
 import tnlib
 from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
-from tnlib.experiments.catalogue import EXPERIMENTS
+from tnlib.experiments.catalogue import EXPERIMENTS, find_table
 from tnlib.experiments.drops import one_points
-from tnlib.experiments.tables import find_table, read_spectra, read_table
+from tnlib.experiments.tables import read_spectra, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks, read_card, trained_seeds
 from tnlib.publishing.building import glued_values
+from tnlib.publishing.jobs import sections
 from tnlib.publishing.results import results
-from tnlib.publishing.running import sections
 
 every_section = pytest.mark.parametrize("section", sections().values(), ids=lambda section: section.name)
 every_name = pytest.mark.parametrize("name", sections())

@@ -25,8 +25,9 @@ from tnlib.experiments.training import train
 from tnlib.experiments.weights import load_model
 from tnlib.publishing import claim_tests, claims, judging, scorecard
 from tnlib.publishing.evidence import Pair
+from tnlib.publishing.jobs import Job, Section, sections
 from tnlib.publishing.parameters import parameters_cell, parse_value
-from tnlib.publishing.running import Job, Section, run, sections
+from tnlib.publishing.running import run
 
 from ..experiments.conftest import small  # noqa: F401  a fixture
 from . import test_notebooks

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 import tnlib
+from tnlib.experiments.catalogue import find_table
 from tnlib.experiments.files import PUBLISHED, ROOT
-from tnlib.experiments.tables import find_table, read_answers, read_bits, read_spectra, read_table
+from tnlib.experiments.tables import read_answers, read_bits, read_spectra, read_table
 from tnlib.publishing import results
 from tnlib.publishing.building import glued_values
-from tnlib.publishing.running import sections
+from tnlib.publishing.jobs import sections
 
 from .test_notebooks import _upper_bound
 

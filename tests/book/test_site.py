@@ -13,7 +13,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import read_table
 from tnlib.publishing.building import BUILD
-from tnlib.publishing.running import sections
+from tnlib.publishing.jobs import sections
 from tnlib.publishing.site import render, stage_page
 
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tnlib import conv_kernels, entanglement_entropy, evaluate, truncate
-from tnlib.experiments import catalogue, experiment as experiment_module, measurements, retraining, tables, verification, weights
+from tnlib.experiments import catalogue, experiment as experiment_module, measurements, retraining, verification, weights
 from tnlib.experiments.batch_norm import AUGMENTATION_SEED, Reestimation, batch_norms, reestimated
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
@@ -318,14 +318,14 @@ def test_starts_are_those_of_the_runs_with_other_statistics_and_nothing_trained(
 
 
 def test_starts_are_measured_at_the_errors_of_the_re_training_and_without_a_gpu_on_fewer_images(deep, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "results"))
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "none", tmp_path / "results"))
     with pytest.raises(FileNotFoundError, match="no table of the retraining of resnet50 on .*: tnlib measure retraining resnet50"):
         measurements.measure("retraining-statistics", "resnet50", deep, progress=False)
     monkeypatch.setattr(catalogue, "listed_cases", lambda model: (Case("OUT", 0.5), Case("IN", 0.5)))
     begun = pd.DataFrame([{"cut": cut, "strength": strength, "epoch": epoch, "level": level} for cut, strength, level in (
         ("none", 1.0, 0.0), ("OUT", 0.5, 0.4), ("IN", 0.5, 0.5)) for epoch in (0, 1)])
-    monkeypatch.setattr(tables, "find_table", lambda *of: of)
-    monkeypatch.setattr(tables, "read_table", lambda of: begun)
+    monkeypatch.setattr(catalogue, "find_table", lambda *of: of)
+    monkeypatch.setattr(catalogue, "read_table", lambda of: begun)
     monkeypatch.setattr(experiment_module, "MANY_LAYERS", 10)
     monkeypatch.setattr(catalogue, "REDUCED_IMAGES", 30)
     monkeypatch.setattr(experiment_module, "REDUCED_IMAGES", 30)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnlib import CUTS, Cut, conv_kernels, evaluate, factorize, relative_error, truncate
-from tnlib.experiments import compression, tables, verification
+from tnlib.experiments import catalogue, compression, verification
 from tnlib.experiments.budgets import Option, by_fraction, by_measurement, by_norm, choose
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.compression import Compression
@@ -37,7 +37,7 @@ def model(small):
 @pytest.fixture
 def held_out(small, tmp_path, monkeypatch):
     """The path of the tiny network's table "truncation", where experiments look for it."""
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "results",))
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "results",))
     return measure("truncation", "vanilla", small, progress=False)
 
 
@@ -314,9 +314,9 @@ def test_a_table_of_all_arms_and_what_it_was_made_of(small, held_out, tmp_path, 
 
 
 def test_what_ranks_are_chosen_by_has_to_be_there(small, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "results",))
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "results",))
     with pytest.raises(FileNotFoundError, match="no table of the truncation of vanilla on small, seed 0, by which ranks are chosen: "
-                                                "tnlib measure truncation vanilla small --seed 0"):
+                                                "tnlib measure truncation vanilla small.npz --seed 0"):
         EXPERIMENTS["compression"].runs(Subject("vanilla", model, small, 0))
 
 

@@ -172,6 +172,11 @@ class Integers(nn.Module):
         return image.flatten(1)[:, :5].long()
 
 
+class AlwaysDropping(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
 class Masked(nn.Module):
     """One class gets a score that no other has: against it any difference would be small."""
 
@@ -192,7 +197,9 @@ BAD = {
     "device": (lambda: evaluate(network().to("meta"), dataset()), "the model must be on the CPU or on CUDA, .* got the device meta"),
     "no-module": (lambda: evaluate("vanilla", dataset()), "model must be a torch.nn.Module, got str"),
     "other-channels": (lambda: evaluate(nn.Conv2d(1, 5, 1), dataset()),
-                       r"Conv2d does not take images of shape \(16, 16, 3\) \(\(3, 16, 16\) after preprocess\): Given groups=1"),
+                       r"Conv2d does not take images of shape \(16, 16, 3\) \(torch.float32 \(3, 16, 16\) after preprocess\): Given groups=1"),
+    "other-dtype": (lambda: evaluate(network().bfloat16(), dataset()), "torch.float32 .* after preprocess.*weights are torch.bfloat16: give a preprocess that makes such"),
+    "dropout": (lambda: evaluate(nn.Sequential(nn.Flatten(), AlwaysDropping(), nn.Linear(768, 10)), dataset()), "or F.dropout without training=self.training"),
     "other-length": (lambda: evaluate(nn.Flatten(0, 2), dataset()), r"it must be \(N, classes\)"),
     "nan": (lambda: evaluate(broken(), dataset()), "Vanilla answers images of the test split with NaN or infinity"),
     "preprocess": (lambda: evaluate(network(), dataset(), lambda batch: batch.image),

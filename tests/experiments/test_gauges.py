@@ -353,9 +353,50 @@ class Permuted(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))).permute(0, 2, 3, 1).flatten(1))
 
 
-@pytest.mark.parametrize("model", [Permuted(), sequential(nn.ChannelShuffle(2)), sequential(nn.ConstantPad2d(1, 1.0)), with_hook(sequential(nn.ReLU()), "1"),
+class Between(nn.Module):
+    """A convolution to 4 channels of 8×8, and a linear layer that reads what `between` makes of them."""
+
+    def __init__(self, between, features):
+        super().__init__()
+        self.conv, self.head, self.between = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(features, 2), between
+
+    def forward(self, x):
+        return self.head(self.between(torch.relu(self.conv(x))))
+
+
+MIXING = {
+    "mean-over-channels": (lambda x: x.mean(1).flatten(1), 64),
+    "mean-over-channels-and-rows": (lambda x: x.mean((1, 2)), 8),
+    "rows-of-channels": (lambda x: x.view(-1, 4, 64), 64),
+    "all-but-rows": (lambda x: torch.mean(x, dim=(1, -1)), 8),
+    "over-all": (lambda x: torch.flatten(x).view(-1, 256), 256),
+}
+LEAVING = {
+    "mean": (lambda x: x.mean((2, 3)), 4),
+    "mean-from-the-end": (lambda x: torch.mean(x, dim=[-2, -1]), 4),
+    "view": (lambda x: x.view(x.size(0), -1), 256),
+    "reshape": (lambda x: x.reshape((-1, 256)), 256),
+    "flatten": (lambda x: torch.flatten(x, start_dim=1), 256),
+    "flatten-twice": (lambda x: x.flatten(2).mean(2), 4),
+}
+
+
+@pytest.mark.parametrize("between, features", MIXING.values(), ids=MIXING)
+def test_what_mixes_channels_has_no_gauges(between, features):
+    with pytest.raises(ValueError, match="not a plain chain"):
+        balanced(Between(between, features))
+
+
+@pytest.mark.parametrize("between, features", LEAVING.values(), ids=LEAVING)
+def test_what_leaves_channels_where_they_are_has_gauges(between, features):
+    model, image = Between(between, features).double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for network in (balanced(model), random_gauge(model, 0)):
+        torch.testing.assert_close(network(image), model(image))
+
+
+@pytest.mark.parametrize("model", [Permuted(), sequential(nn.ChannelShuffle(2)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0), nn.Linear(4, 2)), sequential(nn.ConstantPad2d(1, 1.0)), with_hook(sequential(nn.ReLU()), "1"),
                                    nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), with_hook(nn.Sequential(nn.Conv2d(3, 3, 3)), "0"))],
-                         ids=["permuted", "shuffled", "padded", "hook", "hook-on-layer"])
+                         ids=["permuted", "shuffled", "flattened-over-images", "padded", "hook", "hook-on-layer"])
 def test_chains_that_move_or_add_to_channels_have_no_gauges(model):
     with pytest.raises(ValueError, match="not a plain chain"):
         balanced(model)

@@ -254,5 +254,5 @@ def test_a_summary_keeps_networks_apart(saved):
 
 
 def test_networks_that_were_not_trained_say_how(saved):
-    with pytest.raises(FileNotFoundError, match="tnlib train vanilla yours --seed 0"):
+    with pytest.raises(FileNotFoundError, match="tnlib train vanilla yours.npz --seed 0"):
         network_spectra("vanilla", "yours")

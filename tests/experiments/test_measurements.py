@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tnlib.experiments import catalogue, datasets, measurements, store, tables, weights, workers
+from tnlib.experiments import catalogue, datasets, measurements, store, weights, workers
 from tnlib.experiments import experiment as experiment_module, sweep as sweep_module
 from tnlib.experiments.controls import shrink
 from tnlib.experiments.evaluation import evaluate
@@ -125,19 +125,19 @@ def test_a_measurement_that_is_stopped_within_a_group_of_cells_ends_alike(small,
     monkeypatch.setattr(workers, "UNIT_IMAGES", 32)  # of the 60 images
     whole = measure("noise", "vanilla", small, folder=tmp_path / "whole", progress=False)
     (kept := tmp_path / "results" / "noise-vanilla-small-s0.sqlite").unlink()
-    added, add_unit = [], store.Store.add_unit
+    added, add_parts = [], store.Store.add_parts
 
     def stopping(self, *unit):
-        add_unit(self, *unit)
+        add_parts(self, *unit)
         added.append(unit)
         if len(added) == 5:  # the first of the two units of a group
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.Store, "add_unit", stopping)
+    monkeypatch.setattr(store.Store, "add_parts", stopping)
     with pytest.raises(KeyboardInterrupt):
         measure("noise", "vanilla", small, folder=tmp_path / "again", progress=False)
     with closing(sqlite3.connect(kept)) as database:
-        assert database.execute("SELECT first, last FROM units").fetchall() == [(0, 32)]
+        assert database.execute("SELECT DISTINCT first, last FROM parts").fetchall() == [(0, 32)]
     again = measure("noise", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
     assert len({(json.dumps(cells), images.start) for cells, images, *_ in added}) == len(added), "no unit twice"
@@ -312,12 +312,12 @@ def test_a_network_of_fewer_images_is_measured_on_those_and_their_labels(small, 
 
 
 def test_a_table_of_other_weights_is_not_found(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "results",))
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "results",))
     path = measure("shrink", "vanilla", small, progress=False)
-    assert tables.find_table("shrink", "vanilla", "small", 0) == path
+    assert catalogue.find_table("shrink", "vanilla", "small", 0) == path
     card = weights.find_weights("vanilla", "small").with_suffix(".json")
     card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": "0" * 64}))  # as if trained again
-    assert tables.find_table("shrink", "vanilla", "small", 0) is None
+    assert catalogue.find_table("shrink", "vanilla", "small", 0) is None
 
 
 def test_an_unknown_experiment_names_what_there_is():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from tnlib import CUTS, conv_kernels, evaluate, norm_kept, relative_error, singular_values
-from tnlib.experiments import measurements, retraining, tables, training
+from tnlib.experiments import catalogue, measurements, retraining, training
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import load_dataset
@@ -112,7 +113,7 @@ def test_a_layer_can_be_truncated_alone(model, small):
     assert labels["parameters"] == factor.num_parameters < kernel.numel() and labels["relative_error"] <= 0.6
     together, _ = truncated_to(model, small, Case("OUT,KW", 0.5), 0.6)
     assert torch.equal(together["conv3"].to_kernel(), factor.to_kernel())
-    with pytest.raises(ValueError, match="unknown layer 'conv9': it takes 'conv1', 'conv2'"):
+    with pytest.raises(ValueError, match="unknown layer 'conv9': the model's convolutions are 'conv1', 'conv2'"):
         truncated_to(model, small, Case("OUT", 0.5, "conv9"))
 
 
@@ -298,15 +299,15 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
     path = tmp_path / "again" / "retraining-vanilla-small-s0.csv"
     assert len(read_table(path)) == 9 and set(read_table(path)["arm"]) == {"continued", "reordered", "scratch"}
     assert read_card(path)["missing"] == [f"test cut=OUT strength=0.5 arm={arm} epoch=2" for arm in ("free", "noise", "kept")]
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path / "none", tmp_path / "again"))
-    assert tables.find_table("retraining", "vanilla", "small", 0) is None, "what was cut off is to go on"
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "none", tmp_path / "again"))
+    assert catalogue.find_table("retraining", "vanilla", "small", 0) is None, "what was cut off is to go on"
     with monkeypatch.context() as elsewhere, pytest.raises(StoreError, match='"training_precision": "bfloat16"'):
         elsewhere.setattr(measurements, "training_precision", lambda recipe: "bfloat16")
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     again = measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(calls) == 7 and calls[3] == calls[4], "six runs, of which one was begun twice"
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
-    assert tables.find_table("retraining", "vanilla", "small", 0) == again
+    assert catalogue.find_table("retraining", "vanilla", "small", 0) == again
     assert "missing" not in read_card(again) and "float" in read_card(again)["training_precision"]
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
     calls.clear()
@@ -314,7 +315,7 @@ def test_a_stopped_measurement_goes_on_with_the_run_that_it_was_in(short, small,
         measure("retraining", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert again.read_bytes() == whole.read_bytes() and "missing" not in read_card(again), "a whole table stays"
     again.with_suffix(".json").unlink()                                         # as a kill between the two leaves it
-    assert tables.find_table("retraining", "vanilla", "small", 0) is None
+    assert catalogue.find_table("retraining", "vanilla", "small", 0) is None
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -398,11 +399,48 @@ def test_a_run_that_cannot_be_made_does_not_stop_the_others(short, small, tmp_pa
     assert read_card(table)["missing"] == ["test cut=none strength=1.0 arm=scratch epoch=2"]
 
 
+def test_a_run_that_cannot_be_prepared_for_a_worker_does_not_stop_the_others(short, small, tmp_path, monkeypatch):
+    prepared = Retraining.prepared
+
+    def failing(self, case, arm, level=None):
+        if arm == "scratch":
+            raise RuntimeError("linalg.eigh: failed to converge")
+        return prepared(self, case, arm, level)
+
+    monkeypatch.setattr(Retraining, "prepared", failing)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="failed to converge"):
+        measure("retraining", "vanilla", small, executor=executor, progress=False)
+    table = tmp_path / "results" / "retraining-vanilla-small-s0.csv"
+    assert set(read_table(table)["arm"]) == {"continued", "reordered", "free", "noise", "kept"}
+    assert read_card(table)["missing"] == ["test cut=none strength=1.0 arm=scratch epoch=2"]
+
+
+class Breaking(ThreadPoolExecutor):
+    """As a pool of processes of which one ends while it is at its second run."""
+
+    runs = 0
+
+    def submit(self, *work):
+        self.runs += 1
+        if self.runs == 1:
+            return super().submit(*work)
+        raise BrokenProcessPool("a process was terminated abruptly")
+
+
+def test_what_was_found_when_a_worker_ends_is_kept_and_it_is_said_how_to_go_on(short, small, tmp_path):
+    with Breaking(1) as executor, pytest.raises(RuntimeError, match="was terminated abruptly.*: out of memory.*the same command goes on from there"):
+        measure("retraining", "vanilla", small, executor=executor, progress=False)
+    table = tmp_path / "results" / "retraining-vanilla-small-s0.csv"
+    assert set(read_table(table)["arm"]) == {"continued"} and len(read_card(table)["missing"]) == 5
+    measure("retraining", "vanilla", small, progress=False)
+    assert "missing" not in read_card(table)
+
+
 def test_several_workers_end_in_the_same_table(short, small, tmp_path, monkeypatch):
     alone = measure("retraining", "vanilla", small, folder=tmp_path / "alone", progress=False)
     (tmp_path / "results" / "retraining-vanilla-small-s0.sqlite").unlink()
-    backwards = lambda futures: [future for future in sorted(futures, key=id, reverse=True) if wait([future])]
-    monkeypatch.setattr(measurements, "as_completed", backwards)  # not in the order in which they were begun
+    backwards = lambda futures, **_: (sorted(wait(futures).done, key=id, reverse=True), set())
+    monkeypatch.setattr(measurements, "wait", backwards)  # they end in another order than they were begun in
     with ThreadPoolExecutor(1) as executor:
         together = measure("retraining", "vanilla", small, folder=tmp_path / "together", executor=executor, progress=False)
     assert together.read_bytes() == alone.read_bytes() and bits_path(together).read_bytes() == bits_path(alone).read_bytes()

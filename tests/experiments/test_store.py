@@ -33,17 +33,20 @@ def test_what_is_there_stays(tmp_path):
     assert [(labels, loss) for _, labels, _, loss in store.cells()] == [({"first": True}, 1.0)]
 
 
-def test_what_is_found_on_part_of_the_images_is_had_again_for_the_same_cells_and_images_until_they_are_there(tmp_path):
+def test_what_is_found_on_part_of_the_images_is_had_again_on_the_same_images_until_the_cell_is_there(tmp_path):
     store, cells = Store(tmp_path / "a.sqlite", {}), [{"key": "a"}, {"key": "b"}, {"key": "c"}]
     correct, loss = np.random.default_rng(0).random((3, 13)) < 0.5, np.array([0.1, np.nan, 1e-9])
-    store.add_unit(cells, slice(32, 45), correct, loss)
+    store.add_parts(cells, slice(32, 45), correct, loss)
     again = Store(tmp_path / "a.sqlite", {})
-    found = again.unit(cells, slice(32, 45))
+    found = again.parts(cells, slice(32, 45))
     assert np.array_equal(found[0], correct) and np.array_equal(found[1], loss, equal_nan=True)
-    others = [(cells[:2], slice(32, 45)), (cells[1:], slice(32, 45)), (cells, slice(0, 13)), (cells, slice(32, 44))]
-    assert [again.unit(*other) for other in others] == [None] * 4 and not again.places()
+    found = again.parts(cells[:0:-1], slice(32, 45))
+    assert np.array_equal(found[0], correct[:0:-1]) and np.array_equal(found[1], loss[:0:-1], equal_nan=True)
+    others = [(cells, slice(0, 13)), (cells, slice(32, 44)), ([*cells, {"key": "d"}], slice(32, 45))]
+    assert [again.parts(*other) for other in others] == [None] * 3 and not again.places()
     again.add(("a", 0, {}, BITS, 0.0))
-    assert again.unit(cells, slice(32, 45)) is None
+    assert again.parts(cells, slice(32, 45)) is None
+    assert np.array_equal(again.parts(cells[1:], slice(32, 45))[0], correct[1:]), "of a group half written the rest is not lost"
 
 
 def test_a_loss_that_is_no_number_is_kept(tmp_path):

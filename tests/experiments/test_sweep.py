@@ -171,6 +171,8 @@ def test_a_layer_that_eval_mode_never_calls_changes_nothing_and_a_warning_says_s
     with pytest.warns(UserWarning, match="^'auxiliary': not called in eval mode"):
         swept = tnlib.truncation_sweep(model, dataset, cuts=["OUT"], ranks=[1])
     assert set(swept["layer"]) == {"add", "skip", "last", "masked", "auxiliary"}
+    with pytest.warns(UserWarning, match="^'auxiliary': not called in eval mode"):
+        run(model, dataset, [({}, {"last": conv_kernels(model)["last"], "auxiliary": kernel})])
 
 
 def test_in_inference_mode_it_is_traced_as_elsewhere():
@@ -396,12 +398,12 @@ def test_what_a_sweep_that_was_cut_off_has_found_on_part_of_the_images_is_not_ev
     model, dataset, cells = vanilla_cells(3)
     cells = [({"key": f"cell {labels['k']}"}, kernels) for labels, kernels in cells]
     whole, through = run(model, dataset, cells), images_through(calls)
-    store, add_unit = Store(tmp_path / "kept.sqlite", {}), Store.add_unit
+    store, add_parts = Store(tmp_path / "kept.sqlite", {}), Store.add_parts
 
     def cut_off(self, group, images, *found):
         if images.start == 128:
             raise KeyboardInterrupt
-        add_unit(self, group, images, *found)
+        add_parts(self, group, images, *found)
 
     def sweep_again(cells):
         calls.clear()
@@ -409,18 +411,18 @@ def test_what_a_sweep_that_was_cut_off_has_found_on_part_of_the_images_is_not_ev
             return run(model, dataset, cells, stack.enter_context(executor(1)) if executor else None, units=store)
 
     with monkeypatch.context() as meanwhile, pytest.raises(KeyboardInterrupt):
-        meanwhile.setattr(Store, "add_unit", cut_off)
+        meanwhile.setattr(Store, "add_parts", cut_off)
         sweep_again(cells)
     for (labels, found), (same, expected) in zip(sweep_again(cells), whole, strict=True):
         assert labels == same and np.array_equal(found.correct, expected.correct) and found.loss == pytest.approx(expected.loss, rel=1e-9)
     probes = images_through(calls)[0] - 72  # 200 images: two units of 64 are there, the third and the rest are not
     assert images_through(calls) == [probes + 72, probes + 72, probes + 216, probes + 216] and probes < 10
     assert through == [202, 202, 602, 602]
-    sweep_again(cells[:2])  # what was found is of three cells
-    assert images_through(calls)[0] == probes + 200
+    sweep_again(cells[:2])  # in another group
+    assert images_through(calls)[0] <= probes
     store.add(("cell 0", 0, {}, whole[0][1].correct, whole[0][1].loss))
     sweep_again(cells)
-    assert images_through(calls)[0] == probes + 200, "units go with the cells that they are of"
+    assert images_through(calls)[0] == probes + 200, "parts go with the cell that they are of"
 
 
 def test_groups_are_bounded_by_their_kernels_bytes(monkeypatch):

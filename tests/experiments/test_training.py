@@ -164,7 +164,7 @@ def test_a_corrupt_checkpoint_is_refused_whatever_byte_is_altered(checkpoint):
     altered = [whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:] for k in places]
     for content in [*altered, whole[:-1], whole[:100], b"", b"no checkpoint"]:
         checkpoint.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{checkpoint} cannot be read.*remove it to start anew"):
+        with pytest.raises(ValueError, match=f"{checkpoint} cannot be read.*remove this checkpoint to start anew"):
             run(checkpoint.parent)
     checkpoint.write_bytes(whole)
     run(checkpoint.parent)
@@ -390,7 +390,7 @@ def test_weights_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     def full(*given, **named):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(OSError, match=r"\.checkpoint cannot be written: No space left on device. Is the disk full\?"):
         train("vanilla", dataset(), recipe=RECIPE, device="cpu", progress=False)
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from tnlib import Dataset, evaluate, load_dataset, load_model
 from tnlib.experiments import weights
+from tnlib.experiments.catalogue import find_table
 from tnlib.experiments.datasets import CIFAR
 from tnlib.experiments.files import PUBLISHED, atomic_path, write_json
 from tnlib.experiments.kernel_spectra import entropies
 from tnlib.experiments.networks import Recipe, Vanilla, network
-from tnlib.experiments.tables import find_table, read_bits
+from tnlib.experiments.tables import read_bits
 from tnlib.experiments.weights import (find_weights, initial_model, published_networks, read_card, save_weights,
                                        trained_seeds)
 

@@ -5,8 +5,8 @@ import pytest
 
 from tnlib.publishing import building
 from tnlib.publishing.building import build_book, run_section
+from tnlib.publishing.jobs import Section
 from tnlib.publishing.parameters import ParameterError
-from tnlib.publishing.running import Section
 
 
 @pytest.fixture

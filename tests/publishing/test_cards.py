@@ -10,7 +10,7 @@ from pybtex.database import parse_string
 from tnlib.cli import main
 from tnlib.publishing import building, cards
 from tnlib.publishing.citation import citation
-from tnlib.publishing.running import sections
+from tnlib.publishing.jobs import sections
 
 SOURCE = {"what": "truncation", "file": "published/results/truncation-vanilla-cifar10-s0.csv", "sha256": "ab" * 32, "model": "vanilla",
           "dataset": "cifar10", "seed": 0, "weights": "cd" * 32}

@@ -13,7 +13,7 @@ import yaml
 from tnlib.experiments.files import ROOT
 from tnlib.publishing import site
 from tnlib.publishing.citation import citation
-from tnlib.publishing.running import Job, find_section
+from tnlib.publishing.jobs import Job, find_section
 from tnlib.publishing.site import render, stage_book, stage_page
 
 ADDRESS = "https://github.com/someone/tnlib"

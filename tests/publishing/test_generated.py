@@ -13,8 +13,8 @@ from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks
 from tnlib.publishing import generated, running
 from tnlib.publishing.generated import GENERATED, SiteError, costs, fill, modules, parameters, retrained, status, trained
+from tnlib.publishing.jobs import Job, Section, sections
 from tnlib.publishing.parameters import Types
-from tnlib.publishing.running import Job, Section, sections
 from tnlib.publishing.site import _with_banner
 
 PROVENANCE = {"started": "2026-11-24T20:26:41+00:00", "git_commit": "0123456789abcdef", "device": "A CPU(R), 2 cores",

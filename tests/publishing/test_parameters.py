@@ -4,9 +4,9 @@ import nbformat
 import papermill
 import pytest
 
+from tnlib.publishing.jobs import Section, sections
 from tnlib.publishing.parameters import (
     PROFILES, ParameterError, Types, check_running_notebook, changed, declared, parse_value, run_name, validate)
-from tnlib.publishing.running import Section, sections
 
 CELL = '''
 profile: Profile = "published"  # what is computed

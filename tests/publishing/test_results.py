@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tnlib.experiments import tables, weights
+from tnlib.experiments import catalogue, weights
+from tnlib.experiments.catalogue import find_table
 from tnlib.experiments.datasets import load_dataset
 from tnlib.experiments.drops import one_points
 from tnlib.experiments.gauges import balanced
 from tnlib.experiments.networks import NETWORKS, conv_kernels, network
-from tnlib.experiments.tables import find_table, read_table
+from tnlib.experiments.tables import read_table
 from tnlib.experiments.weights import find_weights, initial_model, load_model, published_networks, read_card, trained_seeds
 from tnlib.publishing import results
 from tnlib.publishing.results import about_networks, available, measured, stand_in, titles
@@ -97,7 +98,7 @@ def test_a_page_of_the_book_is_given_only_what_is_published(monkeypatch, tmp_pat
     published = find_table("shrink", "vanilla", "cifar10", 0)
     for suffix in (".csv", ".json"):
         shutil.copy(published.with_suffix(suffix), tmp_path / f"shrink-vanilla-cifar10-s0{suffix}")
-    monkeypatch.setattr(tables, "FOLDERS", (tmp_path,))  # as if it were only in runs/
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path,))  # as if it were only in runs/
     monkeypatch.setattr(results, "section", OpenSection(of_the_book=True))
     with pytest.raises(FileNotFoundError, match="no results of 'shrink' for vanilla on cifar10; measure them with"):
         results.results("shrink", "vanilla", "cifar10")
@@ -186,7 +187,7 @@ def test_networks_are_described_as_a_caption_does(monkeypatch):
 
 def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(results, "measure_table", None)
-    monkeypatch.setattr(tables, "FOLDERS", tables.FOLDERS[:1])  # what is published, whatever is in runs/
+    monkeypatch.setattr(catalogue, "FOLDERS", catalogue.FOLDERS[:1])  # what is published, whatever is in runs/
     assert available("truncation", "vanilla", ["cifar10", "shapes", "cifar100"]) == ["cifar10", "cifar100"]
     assert available("networks", "resnet50", ["cifar100", "cifar10"]) == ["cifar100", "cifar10"]
     assert available("noise", "resnet50", ["cifar100", "cifar10"]) == ["cifar10"]

@@ -15,8 +15,8 @@ import pytest
 from tnlib.experiments.provenance import git_commit
 from tnlib.publishing import building, running
 from tnlib.publishing import section as section_module
-from tnlib.publishing.parameters import ParameterError
-from tnlib.publishing.running import Job, NotebookError, Section, held, outdated, run
+from tnlib.publishing.jobs import Job, Section
+from tnlib.publishing.running import NotebookError, held, outdated, run
 from tnlib.publishing.site import SiteError, stage_book
 
 PARAMETERS = "rank: Rank = 8  # a rank"
@@ -84,14 +84,6 @@ def test_where_temporary_files_lie_deep_its_sockets_lie_elsewhere(tmp_path, ligh
     job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, "print(rank)"), {"rank": 5}, tmp_path / "out")
     run([job], lambda words: None)
     assert job.has_run
-
-
-@pytest.mark.parametrize("text", ["format: jb-book\nroot: [", "format: jb-book\nchapter: 1"])
-def test_a_table_of_contents_that_cannot_be_read_is_named(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(running, "ROOT", tmp_path)
-    (tmp_path / "_toc.yml").write_text(text)
-    with pytest.raises(ParameterError, match=r"_toc\.yml cannot be read: "):
-        running.sections()
 
 
 def test_what_changes_while_a_notebook_runs_makes_it_run_again(tmp_path, light, monkeypatch):

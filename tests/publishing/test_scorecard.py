@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tests.publishing.claims_cases import compression_of, paths_of, retraining_of
 from tnlib.cli import main
 from tnlib.experiments.drops import score_interval
-from tnlib.experiments import files, tables
+from tnlib.experiments import catalogue, files, tables
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.networks import network
 from tnlib.experiments.tables import read_table
@@ -142,7 +142,7 @@ def test_only_what_is_published_counts(copied, monkeypatch, tmp_path):
             shutil.copy(path, folder)
     for path in list(copied.parent.glob(f"{copied.stem}*")):
         path.unlink()
-    monkeypatch.setattr(tables, "FOLDERS", (copied.parent, tmp_path / "runs" / "results"))
+    monkeypatch.setattr(catalogue, "FOLDERS", (copied.parent, tmp_path / "runs" / "results"))
     monkeypatch.setattr(files, "RUNS", tmp_path / "runs")
     found, _ = Pair("vanilla", "cifar10").table("truncation")
     assert sorted(found["seed"].unique()) == [1, 2, 3, 4]

@@ -29,6 +29,13 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None]
 
 
+def some_batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The same; `ValueError` where there are none."""
+    if not (norms := batch_norms(model)):
+        raise ValueError(f"{type(model).__name__} has no batch norm whose statistics could be estimated anew")
+    return norms
+
+
 def reestimated(model: nn.Module, images: np.ndarray) -> nn.Module:
     """A copy of `model` in eval mode whose batch norms have the statistics of `images` (uint8, (N, H, W, 3)).
 
@@ -36,8 +43,7 @@ def reestimated(model: nn.Module, images: np.ndarray) -> nn.Module:
     for a network without batch norm.
     """
     copied = copy.deepcopy(model).eval()
-    if not (norms := batch_norms(copied)):
-        raise ValueError(f"{type(model).__name__} has no batch norm whose statistics could be estimated anew")
+    norms = some_batch_norms(copied)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -71,8 +77,7 @@ class Reestimation:
     recipe: Recipe  # that of the network's training: without its crops and flips the statistics are others
 
     def __post_init__(self):
-        if not batch_norms(self.model):
-            raise ValueError(f"{type(self.model).__name__} has no batch norm whose statistics could be estimated anew")
+        some_batch_norms(self.model)
 
     def parameters(self) -> dict:
         """What a table of it does not say of how it was made, beside which images these are."""

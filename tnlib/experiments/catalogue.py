@@ -1,4 +1,4 @@
-"""The experiments by name: what each replaces in a network, or which runs it makes."""
+"""The experiments by name: what each replaces in a network, or which runs it makes; and where its tables are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +9,20 @@ from .batch_norm import Reestimation
 from .compression import BUDGETS, Compression
 from .controls import controls, in_gauges, matched_noise, shrink
 from .data_aware import data_aware_truncations
+from .dataset import as_argument
 from .experiment import REDUCED_IMAGES, Experiment, Subject, is_deep
 from .factorizations import cp_truncations, multi_mode_truncations, ring_truncations, train_truncations
+from .files import PUBLISHED, RUNS
 from .networks import conv_kernels
 from .paths import Paths
 from .replacements import Replacements, joined, labelled
 from .retraining import Retraining, Starts
 from .strengths import CASES, OTHER_CASES, Case
+from .tables import has_card, read_table
 from .truncations import cut_truncations, joint_truncations
-from .weights import read_card
+from .weights import data_name, find_weights, read_card, stem
 
+FOLDERS = (PUBLISHED / "results", RUNS / "results")  # of tables: published ones come first
 QUICK = (0.1, 0.3, 0.5, 0.8)  # fractions of the largest rank on the data set for trying
 QUICK_EVALUATED = 250  # training images there on which a re-training is evaluated
 QUICK_BUDGETS = (0.25,)
@@ -115,22 +119,19 @@ def _retraining(its: Subject, **options) -> Retraining:
 
 def _table(experiment: str, its: Subject, whose: str) -> Path:
     """The table of another experiment on the same network; `FileNotFoundError` says `whose` it is and what makes it."""
-    from .tables import find_table  # which knows the experiments
     if (path := find_table(experiment, its.name, its.dataset.name, its.seed)) is None:
         raise FileNotFoundError(f"there is no table of the {experiment} of {its.name} on {its.dataset.name}, seed {its.seed}, {whose}: "
-                                f"tnlib measure {experiment} {its.name} {its.dataset.name} --seed {its.seed}")
+                                f"tnlib measure {experiment} {its.name} {as_argument(its.dataset.name)} --seed {its.seed}")
     return path
 
 
 def _starts(its: Subject) -> Starts:
-    from .tables import read_table
     begun = read_table(_table("retraining", its, "whose networks these are")).query("cut != 'none' and epoch == 0")
     levels = {(cut, strength): level for cut, strength, level in zip(begun["cut"], begun["strength"], begun["level"])}
     return Starts(_retraining(its, **{"evaluated": REDUCED_IMAGES} if its.reduced else {}), levels)
 
 
 def _compression(its: Subject) -> Compression:
-    from .tables import read_table
     path = _table("truncation", its, "by which ranks are chosen")
     return Compression(_retraining(its), read_table(path).query("split == 'validation'"), read_card(path)["sha256"],
                        QUICK_BUDGETS if its.quick else BUDGETS)
@@ -191,3 +192,20 @@ def experiment_called(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}: it takes {', '.join(map(repr, EXPERIMENTS))}")
     return EXPERIMENTS[name]
+
+
+def find_table(experiment: str, model: str, dataset: str, seed: int, folders=None) -> Path | None:
+    """The table of a measurement: the published one, else your own below runs/ (or the first in `folders`), else None.
+
+    Tables of another version of the experiment, with other cells, do not count, nor do those of other weights, nor your own
+    of which runs are missing: what was cut off is to go on. Raises `FileNotFoundError` where there are no weights.
+    """
+    wanted = {"model": model, "dataset": data_name(dataset), "seed": seed, "version": experiment_called(experiment).version,
+              "weights": read_card(find_weights(model, dataset, seed))["sha256"]}
+    for folder in folders or FOLDERS:
+        path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
+        card = read_card(path) if has_card(path) else {}
+        said = card | {"dataset": data_name(str(card.get("dataset")))}
+        if wanted.items() <= said.items() and (folder == PUBLISHED / "results" or "missing" not in card):
+            return path
+    return None

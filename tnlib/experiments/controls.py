@@ -8,6 +8,7 @@ Mean output: or is the layer not needed at all? Gauges: is what is said of norm 
 
 import copy
 import hashlib
+from functools import cache
 
 import torch
 from torch import nn
@@ -206,15 +207,9 @@ def in_gauges(model: nn.Module, cuts=CUTS, ranks=None, seed: int = 0, layers=Non
 
 
 def _with_entropy(truncations: Replacements) -> Replacements:
-    def generate():
-        for labels, cell in truncations:
-            place = labels["layer"], labels["cut"]
-            if place not in entropies:
-                entropies[place] = entanglement_entropy(truncations.kernels[place[0]], place[1]).item()
-            yield labels | {"entropy": entropies[place]}, cell
-
-    entropies: dict = {}
-    return Replacements(truncations.kernels, len(truncations), generate)
+    bits = cache(lambda layer, cut: entanglement_entropy(truncations.kernels[layer], cut).item())
+    return Replacements(truncations.kernels, len(truncations), lambda: (
+        (labels | {"entropy": bits(labels["layer"], labels["cut"])}, cell) for labels, cell in truncations))
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+NAMES = ("cifar10", "cifar100", "shapes")  # all others are called by the path of an .npz file
 SPLIT_SEED = 20240321  # fixes which training images are held out; never change it
 MOST_CLASSES = 100_000  # more of them are numbers of something else
 
@@ -94,6 +95,12 @@ class Dataset:
                 digest.update(f"{core.dtype.str} {core.shape}".encode())
                 digest.update(core.data if core.size else b"")
         return digest.hexdigest()
+
+
+def as_argument(dataset) -> str:
+    """A data set as a command takes it: one of `NAMES`, or the .npz file of which `dataset` is the path or the name."""
+    text = str(dataset)
+    return text if text in NAMES or text.endswith(".npz") else f"{text}.npz"
 
 
 def balanced_indices(dataset: Dataset, split: str, n: int) -> np.ndarray:

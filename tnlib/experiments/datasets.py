@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import Dataset
+from .dataset import NAMES, Dataset
 from .files import PUBLISHED
 from .torchvision_compat import import_torchvision
 from .weights import published_networks
@@ -33,7 +33,6 @@ CIFAR = {
     "cifar100": (CIFAR100_CLASSES, "CIFAR100", "cifar-100-python",
                  "e098ddc9388d3b90eae50c52f789af6482ebc3fa23a35b2a921cbb8fb829e86b"),
 }
-NAMES = (*CIFAR, "shapes")
 
 
 # ---- finding a data set ------------------------------------------------------------------------------------------

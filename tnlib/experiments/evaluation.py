@@ -129,8 +129,10 @@ def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
     try:
         return model(inputs)
     except Exception as error:  # whatever the model's own code raises
-        raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(shape)} ({tuple(inputs.shape[1:])} after "
-                         f"preprocess): {error}") from None
+        own = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
+        cast = f"; the model's weights are {own}: give a preprocess that makes such" if own != inputs.dtype else ""
+        raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(shape)} ({inputs.dtype} {tuple(inputs.shape[1:])} after "
+                         f"preprocess): {error}{cast}") from None
 
 
 def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -161,7 +163,7 @@ def probed(model, pixels, labels, preprocess) -> torch.Tensor:
         check_logits(scores, torch.full((len(images),), int(labels.max())))  # there must be a class for the highest
     if not alike(alone, logits[:1]):
         raise ValueError(f"{type(model).__name__} answers to an image alone otherwise than in a batch, also in eval mode (a batch "
-                         "norm without running statistics?): its accuracy would be that of the batches")
+                         "norm without running statistics, or F.dropout without training=self.training?): its accuracy would be that of the batches")
     return probe
 
 

@@ -7,6 +7,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[2]  # tnlib is used from its checkout
@@ -30,6 +31,21 @@ def atomic_path(path):
         raise OSError(f"{path} cannot be written: {error}. Is the disk full?") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path, say):
+    """No other process is meanwhile in such a block for the lock file `path`; `say()` before one that is has to be waited for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path, content) -> None:

@@ -14,13 +14,15 @@ import torch
 from torch import fx, nn
 
 from .convolution import ACTIVATIONS
-from .replacements import dense, not_replaceable
+from .networks import conv_kernels
+from .replacements import compared, dense, not_replaceable
 from .tracing import called, module_called, only_user
 
 RELU = {what for what, (kind, _) in ACTIVATIONS.items() if kind == "relu"} | {torch.relu_, "relu_"}
 # Functions and methods, by their names, that let a positive factor of a channel through, and leave channels where they are.
 LET_THROUGH = {"relu", "relu_", "leaky_relu", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "dropout2d",
                "flatten", "view", "reshape", "mean", "contiguous"}
+BALANCED, BALANCING_SWEEPS = 1e-9, 1000  # the largest change of a factor's logarithm in the last sweep over the layers, and at most so many
 
 
 def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0, in_blocks: bool = False) -> dict[str, nn.Module]:
@@ -141,7 +143,7 @@ def chain(model: nn.Module) -> list[nn.Module]:
 
     Raises `ValueError` for a network where a channel's factor cannot be undone in the next layer: norm layers, other
     layers with weights, activations other than ReLU, groups, layers whose channels do not follow each other, or a path
-    that branches (a residual); functions other than `LET_THROUGH` behind the first layer, hooks, and weights that are shared or
+    that branches (a residual); functions behind the first layer that may mix channels, hooks, and weights that are shared or
     computed; and for one that `torch.fx` cannot trace.
     """
     layers = _in_a_row(model)
@@ -179,14 +181,33 @@ def _in_a_row(model: nn.Module) -> list[nn.Module]:
         return []
     is_layer = [node.op == "call_module" and isinstance(model.get_submodule(node.target), (nn.Conv2d, nn.Linear)) for node in nodes]
     behind = nodes[is_layer.index(True):] if any(is_layer) else []
-    if any(node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) not in LET_THROUGH for node in behind):
+    if any(node.op in ("call_function", "call_method") and not _leaves_channels(node) for node in behind):
         return []
     layers = [module for module in called if isinstance(module, (nn.Conv2d, nn.Linear))]
     there = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     return layers if Counter(map(id, layers)) == Counter(map(id, there)) else []
 
 
+def _leaves_channels(node: fx.Node) -> bool:
+    """Whether a function or method lets a positive factor of a channel through, and leaves the channels on their axis or, each in one
+    piece, on that of what was flattened."""
+    name, rest = getattr(node.target, "__name__", node.target), node.args[1:]
+    axes = lambda *names: next((node.kwargs[key] for key in names if key in node.kwargs), rest[0] if rest else None)
+    if name == "flatten":
+        return axes("start_dim") in (1, 2)
+    if name == "mean":
+        over = axes("dim", "axis")
+        over = set(over) if isinstance(over, (list, tuple)) else {over}
+        return over <= {2, 3} or over == {-2, -1}
+    if name in ("view", "reshape"):
+        sizes = rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest
+        return len(sizes) == 2 and -1 in sizes  # (N, what an image has)
+    return name in LET_THROUGH
+
+
 def _lets_a_factor_through(module: nn.Module) -> bool:
+    if isinstance(module, nn.Flatten) and module.start_dim not in (1, 2) or isinstance(module, nn.Unflatten):
+        return False
     kind = type(module).__module__.rpartition(".")[2]  # torch.nn keeps activations and norms in modules of their own
     return (not list(module.parameters(recurse=False)) and kind not in ("batchnorm", "instancenorm", "normalization", "channelshuffle")
             and not (isinstance(module, nn.ConstantPad2d) and module.value) and (kind != "activation" or isinstance(module, (nn.ReLU, nn.LeakyReLU))))
@@ -222,16 +243,16 @@ def _rescale(layers: list[nn.Module], factors: list[torch.Tensor], norms=()) -> 
         _by_channel(following, len(factor)).div_(factor.view(1, -1, 1))
 
 
-def balanced(model: nn.Module, sweeps: int = 1000, tolerance: float = 1e-9) -> nn.Module:
+def balanced(model: nn.Module) -> nn.Module:
     """The balanced gauge: every hidden channel's incoming and outgoing weights have the same norm.
 
     Found by balancing layer after layer until nothing moves; it is where the sum of squared weights is least among
     all gauges. A channel with no weights on one side keeps its factor.
     """
-    return rescaled(model, _balancing(chain(model), sweeps, tolerance))
+    return rescaled(model, _balancing(chain(model)))
 
 
-def _balancing(modules: list[nn.Module], sweeps: int = 1000, tolerance: float = 1e-9) -> list[torch.Tensor]:
+def _balancing(modules: list[nn.Module]) -> list[torch.Tensor]:
     """The factors of `balanced` for layers that follow each other."""
     layers = [layer.weight.detach().double() for layer in modules]
     incoming = [weight.flatten(1).square() for weight in layers]                                 # [OUT, …]
@@ -239,7 +260,7 @@ def _balancing(modules: list[nn.Module], sweeps: int = 1000, tolerance: float = 
     # Squared norms of the blocks between channel i of one layer and channel j of the next: all that balancing needs.
     blocks = [incoming[0].sum(1, keepdim=True)]
     blocks += [w.square().reshape(len(w), len(before), -1).sum(2) for before, w in zip(layers, layers[1:])]
-    for _ in range(sweeps):
+    for _ in range(BALANCING_SWEEPS):
         moved = 0.0
         for k, factor in enumerate(factors):
             before = factors[k - 1] if k else torch.ones(1, dtype=torch.float64, device=factor.device)
@@ -250,7 +271,7 @@ def _balancing(modules: list[nn.Module], sweeps: int = 1000, tolerance: float = 
             new = torch.where((coming > 0) & (going > 0), (going / coming).pow(0.25), factor)
             moved = max(moved, (new / factor).log().abs().max().item())
             factors[k] = new
-        if moved < tolerance:
+        if moved < BALANCED:
             break
     return factors
 
@@ -272,8 +293,7 @@ def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 
     whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. The
     gauges are those of `gauges`.
     """
-    own = {layer: module.weight.detach() for layer, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    networks = gauges(model, seed, spread)
+    own, networks = conv_kernels(model), gauges(model, seed, spread)
     rows = []
     for labels, kernels in truncations:
         for layer, truncated in kernels.items():
@@ -281,8 +301,7 @@ def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 
             for gauge, network in networks.items():
                 kernel = network.get_submodule(layer).weight.detach()
                 factor = torch.where(own[layer] == 0, 1.0, kernel / own[layer])    # of OUT row and IN column
-                rows.append(labels | {"gauge": gauge, "norm_kept": ((factor * truncated).norm() / kernel.norm()).item(),
-                                      "relative_error": ((kernel - factor * truncated).norm() / kernel.norm()).item()})
+                rows.append(labels | {"gauge": gauge} | compared(kernel, factor * truncated))
     return rows
 
 

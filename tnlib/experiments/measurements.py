@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .networks import network as network_called
 from .provenance import now, provenance
 from .replacements import Replacements
 from .retraining import Retraining
-from .store import Store, alone
+from .store import Store, StoreError, alone
 from .sweep import sweep
 from .tables import UNTRUNCATED, has_card, read_cells, write_table
 from .training import as_trained_on, training_precision
@@ -35,14 +35,13 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             progress: bool = True, complete: bool = False) -> Path:
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
-    What is found is kept in runs/results/<name>.sqlite within a second. Cells of a sweep are found a group at a time, up to 64
-    of one layer: seconds of work, but of ResNet-50 on a CPU up to the better part of an hour, which is lost when it is killed.
-    A call that finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was
+    What is found is kept in runs/results/<name>.sqlite within a second; of a sweep that is a group of cells, up to 64 of one layer,
+    on part of the images: when it is killed under a minute of work is lost, or a run of training. A call that finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was
     begun on a GPU is ended in the same form without one, where a deep network is otherwise measured at fewer cells. They go to
     `folder`, by default runs/results/. While another process measures the same, this one waits, says so, and then goes on from
     what is there.
     `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
-    hours: where Ctrl-C stops them, or one cannot be made, a table of those that have ended is left (but never in the place of
+    hours: where Ctrl-C stops them, or one fails, the others are made all the same, and a table of those that have ended is left (but never in the place of
     a whole one), whose card says which are `missing`. `complete`: only those runs are made that the published table lacks, and its
     rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
     """
@@ -87,10 +86,15 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
                     for together in results:
                         add(*((place["key"], place["place"], place["labels"], found.correct, found.loss)
                               for place, found in together))
-            except (KeyboardInterrupt, FileNotFoundError, ValueError):
+            except StoreError:
+                raise
+            except (KeyboardInterrupt, FileNotFoundError, ValueError, RuntimeError) as error:
                 part = not has_card(path) or "missing" in read_card(path)
                 if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
                     write_table(entry, store, path, identity | {"missing": lacking}, dataset)
+                if isinstance(error, BrokenExecutor):
+                    raise RuntimeError(f"a worker of the executor has ended ({error}): out of memory? What was found until then is kept; the "
+                                       "same command goes on from there") from None
                 raise
             store.end(call, seconds=round(time.perf_counter() - begun, 1))
         return write_table(entry, store, path, identity, dataset)
@@ -214,7 +218,7 @@ def _missing_runs(entry, subject, store, executor, progress):
         for made in tqdm(_made(plan, missing, executor), total=len(missing), unit="run", disable=not progress):
             try:
                 rows = made()
-            except (FileNotFoundError, ValueError) as error:  # the others are made all the same
+            except (FileNotFoundError, ValueError, RuntimeError) as error:  # the others are made all the same
                 failed.append(error)
                 continue
             keyed = [(entry.key_of(split, labels), labels, found) for labels, found in rows]
@@ -232,16 +236,28 @@ def _made(plan, runs, executor):
         for run in runs:
             yield partial(_run_whole, plan, run, None)
         return
-    at_work = set()
+    preparing = ThreadPoolExecutor(1)  # one run after another; it takes minutes, and meanwhile those that are prepared are made
+    prepared = {preparing.submit(plan.prepared, *run): run for run in runs}
+    waiting = set(prepared)
     try:
-        for run in runs:
-            at_work.add(executor.submit(_run_whole, plan.prepared(*run), run, 1))  # preparing takes minutes: meanwhile …
-            ended, at_work = wait(at_work, timeout=0)
-            yield from (future.result for future in ended)
-        yield from (future.result for future in as_completed(at_work))
+        while waiting:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
+                if future not in prepared or future.exception() is not None:
+                    yield future.result
+                    continue
+                try:
+                    waiting.add(executor.submit(_run_whole, future.result(), prepared[future], 1))
+                except RuntimeError as error:  # a broken pool takes no more; those under way may end yet
+                    yield partial(_raise, error)
     finally:
-        for future in at_work:
+        preparing.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
             future.cancel()
+
+
+def _raise(error):
+    raise error
 
 
 def _run_keys(entry, plan) -> dict[tuple, list[str]]:

@@ -13,7 +13,7 @@ from typing import Callable
 import torch
 
 from ..tensors.checks import check_device
-from ..tensors.cuts import CUTS, Cut
+from ..tensors.cuts import CUTS, Cut, norm_kept, relative_error
 from ..tensors.factors import KernelFactors
 from .networks import conv_kernels
 
@@ -91,8 +91,7 @@ def joined(parts: list[Replacements]) -> Replacements:
 def compared(kernel: torch.Tensor, approximation: torch.Tensor) -> dict[str, float]:
     """The labels `norm_kept` (ν) and `relative_error` (ε) of any approximation."""
     kernel, approximation = kernel.double(), approximation.double()
-    return {"norm_kept": (approximation.norm() / kernel.norm()).item(),
-            "relative_error": ((kernel - approximation).norm() / kernel.norm()).item()}
+    return {"norm_kept": norm_kept(kernel, approximation).item(), "relative_error": relative_error(kernel, approximation).item()}
 
 
 def rank_grid(max_rank: int) -> list[int]:

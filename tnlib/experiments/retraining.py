@@ -12,23 +12,21 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
-from .batch_norm import AUGMENTATION_SEED, augmentation, batch_norms, reestimated
+from .batch_norm import AUGMENTATION_SEED, augmentation, reestimated, some_batch_norms
 from .controls import matched_noise
 from .dataset import Dataset, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
-from .files import RUNS, atomic_path
+from .files import RUNS
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements, with_kernels
 from .strengths import CASES, CP_FRACTIONS, CP_ITERATIONS, STEPS, Case, truncated_to
 from .training import Training, augmented, training_precision
-from .weights import digest, find_weights, read_card, stem
+from .weights import find_weights, read_card, read_sealed, save_sealed, stem
 
 # A restart at the rate that the first training had some three of its 24 epochs before the end, and down to 0 again.
 PEAK_LR, WARMUP, EPOCHS = 0.02, 0.1, 5
@@ -216,8 +214,7 @@ class Retraining:
     def _keep(self, module, case, arm):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
         header = {"from": self.card["sha256"], "made": self._made()}
-        with atomic_path(self.last_weights(case, arm)) as temporary:
-            save_file(tensors, temporary, metadata=header | {"sha256": digest(header, tensors)})
+        save_sealed(self.last_weights(case, arm), header, tensors)
 
     def _made(self) -> str:
         return json.dumps(self.parameters() | {"precision": training_precision(self.recipe)}, sort_keys=True)
@@ -230,13 +227,7 @@ class Retraining:
                  "if there is one, and measure retraining of this network on this machine")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: the paths are between the weights that re-training ended in; {again}")
-        try:
-            with safe_open(path, "pt") as file:
-                header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); {again}") from None
-        if header.pop("sha256", None) != digest(header, tensors):
-            raise ValueError(f"{path} cannot be read (its sha256 is another); {again}")
+        header, tensors = read_sealed(path, again)
         if header.get("from") != self.card["sha256"]:
             raise ValueError(f"{path} is where a run ended that began in other weights than {self.card['sha256'][:16]}…; {again}")
         if header.get("made") != self._made():
@@ -260,8 +251,7 @@ class Starts:
     levels: dict[tuple[str, float], float]
 
     def __post_init__(self):
-        if not batch_norms(self.retraining.model):
-            raise ValueError(f"{type(self.retraining.model).__name__} has no batch norm whose statistics could be estimated anew")
+        some_batch_norms(self.retraining.model)
 
     def parameters(self) -> dict:
         """Those of the runs, and how training images were augmented for batch norm."""

@@ -1,21 +1,21 @@
 """Results under way: one SQLite file a measurement, so that a kill, a full disk or a second run loses nothing.
 
 A row is a cell: its key, its place in the order of the table, its labels, and what was found. Those that are added
-together, of a run of training or of a second of a sweep, are written in one transaction. A unit is what a sweep has found
-of some cells on part of the images; it goes when they are there on all.
+together, of a run of training or of a second of a sweep, are written in one transaction. A part is what a sweep has found
+of a cell on some of the images; it goes when the cell is there.
 """
 
-import hashlib
 import json
 import sqlite3
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+from .files import exclusive
 
 WAIT_SECONDS = 60  # for another process that writes to the same file
 TOGETHER_SECONDS = 1.0  # what is found within them is kept together: a disk takes as long for one cell as for a hundred
@@ -28,21 +28,14 @@ class StoreError(RuntimeError):
 @contextmanager
 def alone(kept: Path, say: bool):
     """No other process makes meanwhile what is kept at `kept`: of a run made twice, rows and last weights could be of two."""
-    lock = FileLock(kept.with_suffix(".lock"))
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    waits = lambda: say and tqdm.write(f"{kept.stem}: waits for another process that makes it", file=sys.stderr)
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if say:
-                tqdm.write(f"{kept.stem}: waits for another process that makes it", file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        raise StoreError(f"results cannot be kept in {kept.parent}: {error}. Is it a folder, and writable?") from None
-    try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(kept.with_suffix(".lock"), waits))
+        except OSError as error:
+            raise StoreError(f"results cannot be kept in {kept.parent}: {error}. Is it a folder, and writable?") from None
         yield
-    finally:
-        lock.release()
 
 
 class Store:
@@ -61,8 +54,8 @@ class Store:
                 database.execute("CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, place INTEGER NOT NULL, "
                                  "labels TEXT NOT NULL, correct BLOB NOT NULL, loss REAL)")  # a loss that is NaN is NULL
                 database.execute("CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
-                database.execute("CREATE TABLE IF NOT EXISTS units (first_cell TEXT, cells TEXT, first INTEGER, last INTEGER, "
-                                 "correct BLOB NOT NULL, loss BLOB NOT NULL, PRIMARY KEY (first_cell, cells, first, last))")
+                database.execute("CREATE TABLE IF NOT EXISTS parts (key TEXT, first INTEGER, last INTEGER, correct BLOB NOT NULL, "
+                                 "loss REAL, PRIMARY KEY (key, first, last))")
                 database.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (identity,))
                 (found,) = database.execute("SELECT content FROM identity").fetchone()
         if found != identity:
@@ -97,7 +90,7 @@ class Store:
             there = (database.execute("SELECT 1 FROM cells WHERE key = ?", row[:1]).fetchone() for row in rows)
             if not all(there):
                 database.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", rows)
-                database.executemany("DELETE FROM units WHERE first_cell = ?", [row[:1] for row in rows])
+                database.executemany("DELETE FROM parts WHERE key = ?", [row[:1] for row in rows])
 
     def take_over(self, cells: list[tuple[str, int, dict, np.ndarray, float]], calls: list[dict]) -> None:
         """Keep cells that were found elsewhere, as `add` takes them, with what is noted of the calls that did; both or neither."""
@@ -107,22 +100,23 @@ class Store:
             database.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?)", rows)
             database.executemany("INSERT INTO calls (content) VALUES (?)", [(json.dumps(call),) for call in calls])
 
-    def add_unit(self, cells: list[dict], images: slice, correct: np.ndarray, loss: np.ndarray) -> None:
+    def add_parts(self, cells: list[dict], images: slice, correct: np.ndarray, loss: np.ndarray) -> None:
         """Keep what was found of `cells`, each with its "key", on some of the images: `correct` [cells, images], `loss` [cells]."""
         with self._errors(), self._connection() as database:
-            database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?)",
-                             (*_unit(cells, images), np.packbits(correct).tobytes(), np.asarray(loss, dtype=np.float64).tobytes()))
+            database.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)",
+                                 [(cell["key"], images.start, images.stop, np.packbits(right).tobytes(), float(total))
+                                  for cell, right, total in zip(cells, correct, loss)])
 
-    def unit(self, cells: list[dict], images: slice) -> tuple[np.ndarray, np.ndarray] | None:
-        """What was kept of these very cells on these images, as given to `add_unit`; None: nothing."""
+    def parts(self, cells: list[dict], images: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """What was kept of these cells on these very images, as given to `add_parts`; None where one of them is missing."""
         with self._errors(), self._connection() as database:
-            found = database.execute("SELECT correct, loss FROM units WHERE (first_cell, cells, first, last) = (?, ?, ?, ?)",
-                                     _unit(cells, images)).fetchone()
-        if found is None:
+            found = [database.execute("SELECT correct, loss FROM parts WHERE (key, first, last) = (?, ?, ?)",
+                                      (cell["key"], images.start, images.stop)).fetchone() for cell in cells]
+        if None in found:
             return None
-        shape = len(cells), images.stop - images.start
-        bits = np.unpackbits(np.frombuffer(found[0], dtype=np.uint8), count=shape[0] * shape[1])
-        return bits.reshape(shape).astype(bool), np.frombuffer(found[1])
+        bits, loss = zip(*found)
+        right = [np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=images.stop - images.start) for packed in bits]
+        return np.array(right, dtype=bool), np.array([np.nan if total is None else total for total in loss])
 
     def begin(self, call: dict) -> int:
         """Note that a call has begun to add cells, and how; returns its number, for `end`."""
@@ -206,8 +200,3 @@ def _row(key, place, labels, correct, loss) -> tuple[str, int, str, bytes, float
     """A cell as the file has it."""
     return key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
 
-
-def _unit(cells, images) -> tuple[str, str, int, int]:
-    """What tells a unit of work apart."""
-    keys = [cell["key"] for cell in cells]
-    return keys[0], hashlib.sha256(json.dumps(keys).encode()).hexdigest(), images.start, images.stop

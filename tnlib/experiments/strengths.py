@@ -17,8 +17,7 @@ from ..tensors.factors import KernelFactors
 from ..tensors.spectra import rank_for_error
 from .dataset import Dataset
 from .evaluation import evaluate
-from .networks import conv_kernels
-from .replacements import with_kernels
+from .replacements import chosen_layers, with_kernels
 
 STEPS = 10  # of the bisection: ε to a thousandth
 CP_FRACTIONS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.11, 0.16, 0.22, 0.32, 0.45, 0.64)  # of the kernel's parameters
@@ -89,11 +88,7 @@ def truncated_to(model: nn.Module, dataset: Dataset, case: Case,
     Labels: `level` (ε common to the case's layers), `reached` (whether accuracy falls so far at all), `ranks`, and over
     these layers `norm_kept`, `relative_error` and `parameters`. Raises `ValueError` for a layer that there is not.
     """
-    kernels = conv_kernels(model)
-    if case.layer is not None:
-        if case.layer not in kernels:
-            raise ValueError(f"unknown layer {case.layer!r}: it takes {', '.join(map(repr, kernels))}")
-        kernels = {case.layer: kernels[case.layer]}
+    kernels = chosen_layers(model, case.layer)
     at = kernels_at_error(kernels, case.cut)
     chance = 1 / len(dataset.classes)
     accuracy = lambda error: evaluate(with_kernels(model, at(error)), dataset, split="validation").accuracy

@@ -109,7 +109,7 @@ def _results(graph, probe, pixels, labels, cells, failure, preprocess, executor,
             kernels, found, begun = [cell for _, cell in group.cells], {}, {}
             for first in range(0, len(labels), group.images):
                 images = slice(first, min(first + group.images, len(labels)))
-                if (before := store and store.unit(group.labels, images)) is not None:
+                if (before := store and store.parts(group.labels, images)) is not None:
                     found[first] = before
                 else:
                     begun[first] = crew.submit(preprocess, kernels, first, pixels[images], labels[images])
@@ -132,7 +132,7 @@ def _collected(crew, group, found, begun, store, bar):
         if several:  # of a deep network on a CPU a group takes half an hour, and the bar counts its cells when it has ended
             bar.set_postfix_str(f"of the next {len(group.cells)} part {len(found)} of {parts}" if len(found) < parts else "")
         if store and several:
-            store.add_unit(group.labels, slice(first, first + correct.shape[1]), correct, loss)
+            store.add_parts(group.labels, slice(first, first + correct.shape[1]), correct, loss)
     correct, loss = zip(*(found[first] for first in sorted(found)))
     correct, loss = np.concatenate(correct, axis=1), np.sum(loss, axis=0)
     for labels, right, total in zip(group.labels, correct, loss):
@@ -156,7 +156,7 @@ class Group:
 
 def _groups(cells, crew, num_images: int, parallel: bool, kept_bytes: int):
     reach = lambda cell: crew.network.reached(cell[1])
-    said = set()  # layers of which a warning has said that they do nothing
+    said = set()  # layers of which it is said, where it is so, that they do nothing
     for reached, run in itertools.groupby(cells, reach):
         images = max(LEAST_BATCH, kept_bytes // max(1, crew.network.split(reached).kept_bytes))
         # Where the kept values of all images fit, they outlast the group: then nothing is gained by a larger one.
@@ -166,10 +166,10 @@ def _groups(cells, crew, num_images: int, parallel: bool, kept_bytes: int):
         images = images if most == 1 else min(images, crew.unit_images)
         group, held = [], 0
         for cell in run:
-            if not reached and (idle := cell[1].keys() - said):
-                said |= idle
-                warnings.warn(f"{', '.join(map(repr, sorted(idle)))}: not called in eval mode, so no kernel in it changes what the model answers",
-                              stacklevel=2)
+            for layer in cell[1].keys() - said:
+                said.add(layer)
+                if not crew.network.reached([layer]):
+                    warnings.warn(f"{layer!r}: not called in eval mode, so no kernel in it changes what the model answers", stacklevel=3)
             size = sum(tensor.numel() * tensor.element_size() for kernel in cell[1].values() for tensor in _tensors(kernel))
             single = most == 1 and group and not continues(cell[1], group[-1][1])
             if group and (single or len(group) == UNIT_CELLS or held + size > KERNEL_BYTES):

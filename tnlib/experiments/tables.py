@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from .catalogue import experiment_called
 from .drops import counts, pack_difference, unpack_difference
 from .evaluation import Evaluation, split_arrays
 from .experiment import Experiment
-from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
+from .files import atomic_path, sha256_of, write_json
 from .truncations import outcome
-from .weights import data_name, find_weights, read_card, stem
+from .weights import read_card
 
-FOLDERS = (PUBLISHED / "results", RUNS / "results")
 SPECTRUM = "spectrum"  # a label that is kept beside the bits, by row and layer, not in the table
 UNTRUNCATED = "untruncated"  # the key of the network as it is, in each split
 OUTCOMES = ("images", "correct", "lost", "gained", "accuracy", "accuracy_drop", "loss")
@@ -74,23 +72,6 @@ def bits_path(path: Path) -> Path:
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
-
-def find_table(experiment: str, model: str, dataset: str, seed: int, folders=None) -> Path | None:
-    """The table of a measurement: the published one, else your own below runs/ (or the first in `folders`), else None.
-
-    Tables of another version of the experiment, with other cells, do not count, nor do those of other weights, nor your own
-    of which runs are missing: what was cut off is to go on. Raises `FileNotFoundError` where there are no weights.
-    """
-    wanted = {"model": model, "dataset": data_name(dataset), "seed": seed, "version": experiment_called(experiment).version,
-              "weights": read_card(find_weights(model, dataset, seed))["sha256"]}
-    for folder in folders or FOLDERS:
-        path = folder / f"{experiment}-{stem(model, dataset, seed)}.csv"
-        card = read_card(path) if has_card(path) else {}
-        said = card | {"dataset": data_name(str(card.get("dataset")))}
-        if wanted.items() <= said.items() and (folder == PUBLISHED / "results" or "missing" not in card):
-            return path
-    return None
-
 
 def has_card(path: Path) -> bool:
     """Whether a table and its card are there: the card is written last."""

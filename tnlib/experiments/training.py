@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -18,12 +16,12 @@ from ..tensors.checks import check_count, check_device
 from .dataset import Dataset, balanced_sample
 from .datasets import load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
-from .files import RUNS, atomic_path
+from .files import RUNS
 from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
 from .store import alone
-from .weights import (as_stored, check_called, check_trained_on, digest, find_weights, initial_model, read_card, save_weights,
+from .weights import (as_stored, check_called, check_trained_on, find_weights, initial_model, read_card, read_sealed, save_sealed, save_weights,
                       stem)
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
@@ -252,9 +250,7 @@ def _write_checkpoint(path, module, optimizer, identity, history, seconds) -> No
     for name, parameter in module.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     header = {"identity": json.dumps(identity), "history": json.dumps(history), "seconds": str(seconds)}
-    header["sha256"] = digest(header, tensors)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    save_sealed(path, header, tensors)
 
 
 def _differences(begun: dict, asked: dict) -> list[str]:
@@ -266,14 +262,7 @@ def _differences(begun: dict, asked: dict) -> list[str]:
 def _read_checkpoint(path, module, optimizer, identity) -> tuple[list, float]:
     if not path.exists():
         return [], 0.0
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"the checkpoint {path} cannot be read ({error}); remove it to start anew") from None
-    if header.pop("sha256", None) != digest(header, tensors):
-        raise ValueError(f"the checkpoint {path} cannot be read (its sha256 is another); remove it to start anew")
+    header, tensors = read_sealed(path, "remove this checkpoint to start anew")
     if others := _differences(json.loads(header["identity"]), identity):
         raise ValueError(f"the checkpoint {path} was begun with {'; '.join(others)}: go on with it as it was begun, or "
                          "remove it to start anew")

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..tensors.checks import check_count
+from .dataset import as_argument
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .networks import NETWORKS, network
 
@@ -52,6 +53,24 @@ def digest(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
+def save_sealed(path, header: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file without a card: `header` says what it is about, and has the `digest` beside it."""
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header | {"sha256": digest(header, tensors)})
+
+
+def read_sealed(path, remedy: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """(header, tensors) as `save_sealed` had them. Raises `ValueError` with a `remedy` where they are damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}); {remedy}") from None
+    if header.pop("sha256", None) != digest(header, tensors):
+        raise ValueError(f"{path} cannot be read (its sha256 is another); {remedy}")
+    return header, tensors
+
+
 def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
     """The weights file of a trained network: the published one, else your own below runs/.
 
@@ -71,7 +90,7 @@ def _no_weights(model, dataset, seed):
     longer = tuple(f"{name}-" for name in NETWORKS if name.startswith(f"{model}-"))
     there = sorted({path.stem for folder in FOLDERS for path in folder.glob(f"{model}-*.safetensors") if not path.stem.startswith(longer)})
     return FileNotFoundError(f"no weights {stem(model, dataset, seed)}.safetensors in {' or '.join(map(str, FOLDERS))}, which have "
-                             f"{', '.join(there) or f'none of {model}'}; train them with: tnlib train {model} {dataset} --seed {seed}")
+                             f"{', '.join(there) or f'none of {model}'}; train them with: tnlib train {model} {as_argument(dataset)} --seed {seed}")
 
 
 def trained_seeds(model: str, dataset: str) -> list[int]:

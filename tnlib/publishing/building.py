@@ -10,8 +10,9 @@ from rich.table import Table
 
 from ..experiments.files import ROOT, RUNS
 from .cards import read_cards
+from .jobs import Job, find_section, section_values, sections
 from .parameters import ParameterError, changed, run_name
-from .running import Job, find_section, held, outdated, run, section_values, sections
+from .running import held, outdated, run
 from .site import render, stage_book, stage_page
 
 BUILD = ROOT / "_build"

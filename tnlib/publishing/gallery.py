@@ -4,7 +4,7 @@ from docutils.nodes import make_id
 
 from .cards import read_cards
 from .claims import read_claims
-from .running import Job
+from .jobs import Job
 from .judging import TITLES
 from .sphinx_extension import downloads
 

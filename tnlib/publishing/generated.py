@@ -21,8 +21,9 @@ from ..experiments.weights import published_networks, read_card
 from ..tensors.cuts import CUTS
 from .claims import least_accuracy
 from .gallery import gallery
+from .jobs import Job
 from .parameters import Types
-from .running import Job, outdated
+from .running import outdated
 
 
 class SiteError(RuntimeError):

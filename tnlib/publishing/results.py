@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS
+from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS, find_table
 from ..experiments.datasets import load_dataset
 from ..experiments.files import PUBLISHED, RUNS
 from ..experiments.kernel_spectra import entropies, entropies_without_start, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels, network
-from ..experiments.tables import find_table, read_answers, read_spectra, read_table
+from ..experiments.tables import read_answers, read_spectra, read_table
 from ..experiments.training import as_trained_on
 from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
 from .claim_tests import ASKED_GAUGES

@@ -7,26 +7,22 @@ import shutil
 import sys
 import tempfile
 import time
-import tokenize
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import torch
-import yaml
-from filelock import FileLock, Timeout
-from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 from traitlets.config import Config
 
-from ..experiments.files import PUBLISHED, ROOT, RUNS, write_json
+from ..experiments.files import PUBLISHED, ROOT, RUNS, exclusive, write_json
 from ..experiments.provenance import RECORDED, now, provenance
-from .parameters import PROFILES, ParameterError, Parameter, changed, declared, parameters_cell, validate
+from .jobs import Job
+from .parameters import changed
 from .section import ASKED, OUTPUT_VARIABLE, digest, own_results
 
 LONGEST_TMP = 60  # letters; the path of a socket may have about a hundred
@@ -37,96 +33,14 @@ class NotebookError(RuntimeError):
     """A notebook stopped at a cell."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A notebook of the book: book/02_spectra.ipynb is the section `spectra`."""
-
-    name: str
-    path: Path
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """Raises `ParameterError` for a cell that declares none that can be read."""
-        try:
-            return declared(parameters_cell(nbformat.read(self.path, as_version=4)))
-        except (ValueError, SyntaxError, tokenize.TokenError) as error:
-            raise ParameterError(f"{self.path}: its cell of parameters cannot be read: {error}") from None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A section to run with all its parameters' `values`, into `folder`.
-
-    It makes the executed notebook, figures/, run.json (`record`, how it ran) and stamp.json (what it was made from).
-    """
-
-    section: Section
-    values: dict[str, Any]
-    folder: Path
-
-    @property
-    def executed(self) -> Path:
-        return self.folder / self.section.path.name
-
-    @property
-    def stopped(self) -> Path:
-        """Where a notebook is left that stopped at an error."""
-        return self.folder / f"stopped-{self.section.path.name}"
-
-    @property
-    def has_run(self) -> bool:
-        """Whether it has run to its end, whatever changed since."""
-        return (self.folder / "run.json").exists() and (self.folder / "stamp.json").exists()
-
-    @property
-    def record(self) -> dict:
-        """How it last ran: `started, seconds, git_commit, versions, device, threads, platform, parameters, changed`.
-
-        `changed`: the parameters that were not the published ones. Raises `FileNotFoundError` where it never ran.
-        """
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-
-
-def sections() -> dict[str, Section]:
-    """Name → section, of the notebooks in `_toc.yml`, in its order."""
-    try:
-        names = parse_toc_yaml(ROOT / "_toc.yml")
-    except (MalformedError, yaml.YAMLError) as error:
-        raise ParameterError(f"{ROOT / '_toc.yml'} cannot be read: {error}") from None
-    paths = [ROOT / f"{name}.ipynb" for name in names]
-    found = [path for path in paths if path.is_file()]
-    return {path.stem.lstrip("0123456789_"): Section(path.stem.lstrip("0123456789_"), path) for path in found}
-
-
-def find_section(name: str) -> Section:
-    """The section called `name`. Raises `ParameterError` that lists the sections."""
-    known = sections()
-    if name not in known:
-        raise ParameterError(f"unknown section {name!r}: it takes {', '.join(known)}")
-    return known[name]
-
-
-def section_values(section: Section, profile: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All parameters of `section` under a profile with `given` on top, checked. Raises `ParameterError`."""
-    parameters = section.parameters
-    profile = given.get("profile", profile)
-    preset = PROFILES.get(profile, {}) if isinstance(profile, str) else {}
-    return validate(parameters, {k: v for k, v in preset.items() if k in parameters} | given, section.name)
-
-
 @contextmanager
 def held(jobs: list[Job], say=print):
     """No other process runs these jobs, or renders pages from them, meanwhile; waits, and says so, while one does."""
     with ExitStack() as stack:
         for job in sorted(jobs, key=lambda job: job.folder):  # in one order, so that no two wait for each other
             job.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"{job.section.name}: waits for another process that is at work in {job.folder}")
-                lock.acquire()
-            stack.callback(lock.release)
+            stack.enter_context(exclusive(job.folder.with_name(f".{job.folder.name}.lock"),
+                                          partial(say, f"{job.section.name}: waits for another process that is at work in {job.folder}")))
         yield
 
 

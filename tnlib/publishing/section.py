@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from ..experiments.files import ROOT, RUNS, write_json
+from ..experiments.files import ROOT, RUNS, sha256_of, write_json
 
 OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set by whoever runs it
 ASKED = "asked.json"  # beside them: the tables that the page looked for, as patterns of their names, with the `digest` of what it found
@@ -51,10 +51,7 @@ def digest(paths) -> str:
     """sha256 of the names and the contents of files."""
     made = hashlib.sha256()
     for path in paths:
-        made.update(f"{os.path.relpath(path, ROOT)}\0{path.stat().st_size}\0".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                made.update(block)
+        made.update(f"{os.path.relpath(path, ROOT)}\0{sha256_of(path)}\0".encode())
     return made.hexdigest()
 
 

@@ -11,7 +11,7 @@ import yaml
 from ..experiments.files import PUBLISHED, ROOT, write_json
 from .citation import citation
 from .generated import SiteError, fill
-from .running import Job
+from .jobs import Job
 from .section import digest
 from .sphinx_extension import FIGURES
 

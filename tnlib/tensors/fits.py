@@ -129,7 +129,8 @@ def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iter
 
     Fitted by alternating least squares in float64 from `starts` Gaussian starts, and from `svd_starts` more at the
     singular vectors of each mode, filled up with Gaussian columns; the nearest fit is returned with its `Fit`. The
-    same seed gives the same factors, and more starts never a larger error. An iteration that lowers the
+    same seed gives the same factors, and more `svd_starts`, or without them more `starts`, never a larger error (both take their
+    columns from one generator, the Gaussian starts first). An iteration that lowers the
     relative error by less than `tolerance` is the last. No gradient. A nearest kernel of a given rank need not exist:
     look at `.largest_component_norm`. Raises `ValueError` for a zero kernel and for a rank above the product of all
     modes but the longest, which is exact for any kernel. Source: Figure 3; `tensorly.decomposition.parafac`.
