@@ -1,6 +1,7 @@
 """The commands: where their results go, and, for bad input, one message that names the thing and a non-zero exit."""
 
 import shutil
+from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,10 @@ def run(*words):
     result = CliRunner().invoke(main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+def test_it_says_its_version():
+    assert run("--version").output == f"tnlib {version('tnlib')}\n"
 
 
 @pytest.mark.parametrize("words, message", [

@@ -22,6 +22,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tnlib", message="tnlib %(version)s")
 def main():
     """tnlib: an executable paper on tensor network compressibility of convolutional models."""
 
