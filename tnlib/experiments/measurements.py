@@ -35,15 +35,16 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             progress: bool = True, complete: bool = False) -> Path:
     """Measure all cells of `experiment` on a trained network, and return the path of the table.
 
-    What is found is kept in runs/results/<name>.sqlite within a second; of a sweep that is a group of cells, up to 64 of one layer,
-    on part of the images: when it is killed under a minute of work is lost, or a run of training. A call that finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was
-    begun on a GPU is ended in the same form without one, where a deep network is otherwise measured at fewer cells. They go to
-    `folder`, by default runs/results/. While another process measures the same, this one waits, says so, and then goes on from
-    what is there.
-    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take
-    hours: where Ctrl-C stops them, or one fails, the others are made all the same, and a table of those that have ended is left (but never in the place of
-    a whole one), whose card says which are `missing`. `complete`: only those runs are made that the published table lacks, and its
-    rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do.
+    What is found is kept in runs/results/<name>.sqlite within a second; of a sweep that is a group of cells, up to 64 of one layer, on
+    part of the images. When it is killed, under a minute of a sweep is lost, or the run of training that was under way. A call that
+    finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was begun on a GPU is
+    ended in the same form without one, where a deep network is otherwise measured at fewer cells. They go to `folder`, by default
+    runs/results/. While another process measures the same, this one waits, says so, and then goes on from what is there.
+    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take hours: where
+    one fails, the others are made all the same; then, or where Ctrl-C stops them, a table of those that have ended is left (but never
+    in the place of a whole one), whose card says which are `missing`. `complete`: only those runs are made that the published table
+    lacks, and its rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do, and `RuntimeError` where a
+    worker of the executor has ended.
     """
     entry = experiment_called(experiment)
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)

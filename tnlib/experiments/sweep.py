@@ -52,14 +52,14 @@ def sweep(model, dataset, replacements, executor=None, *, preprocess=None, split
     `evaluate`; `images`: indices into the split (None: all), which is also their order in `Evaluation.correct`.
     `executor`: a `concurrent.futures.Executor` whose workers each take (cells of one group, some of the images) with
     one thread; None: this process, where each of torch's threads takes a share of the images. The results are the same.
-    `progress`: a bar with the cells done. `units`: a `store.Store`, which keeps what is found of a group of cells (each with a
-    "key" among its labels) on part of the images, and has it of a sweep of the same that was cut off. A pair ({}, {}) gives the network as it is: the baseline
-    of the others, and a check of `preprocess`. An answer of NaN is wrong: replacements may blow up.
+    `progress`: a bar with the cells done. `units`: a `store.Store`, which keeps what is found of a group of cells (each with a "key"
+    among its labels) on part of the images, and has it of a sweep of the same that was cut off. A pair ({}, {}) gives the network
+    as it is: the baseline of the others, and a check of `preprocess`. An answer of NaN is wrong: replacements may blow up.
 
-    A generator is read ahead of what is yielded, by up to a group of `UNIT_CELLS` cells (with an executor by `workers.AHEAD` more groups);
-    what it raises is raised once the cells before it have been yielded. The kernels of a list are checked when the sweep begins and read when
-    their turn comes: leave them as they are until then. A layer that the network does not call in eval mode (a head for training alone)
-    changes nothing, which a warning says.
+    A generator is read ahead of what is yielded, by up to a group of `UNIT_CELLS` cells (with an executor by `workers.AHEAD` more
+    groups); what it raises is raised once the cells before it have been yielded. The kernels of a list are checked when the sweep
+    begins and read when their turn comes: leave them as they are until then. A layer that the network does not call in eval mode (a
+    head for training alone) changes nothing, which a warning says.
 
     The model may be any `nn.Module` with `Conv2d` layers; it is copied, and evaluated in eval mode and float32 exactly
     as `evaluate` does, up to rounding. One that `torch.fx` cannot trace runs whole for every cell, with a warning.
