@@ -14,6 +14,7 @@ from torch import nn
 
 from .dataset import Dataset
 from .evaluation import Evaluation, evaluate, exact_float32, split_arrays, to_unit_floats
+from .experiment import Runs
 from .networks import Recipe, conv_kernels
 from .replacements import with_kernels
 from .training import augmented
@@ -64,7 +65,7 @@ def augmentation(recipe: Recipe) -> dict:
 
 
 @dataclass
-class Reestimation:
+class Reestimation(Runs):
     """All layers of `model` truncated to one of `levels` of the largest rank at one of `cuts`: answers with the stored
     statistics of batch norm, and with those of the training images `images` (indices), augmented as `recipe` says. Last
     the untruncated network with the latter, at the cut "none": what they do to it is not the truncation's doing."""
@@ -90,10 +91,6 @@ class Reestimation:
         """What tells the rows of a run apart."""
         return [{"cut": cut, "level": level, "statistics": statistics} for statistics in ("stored", "re-estimated")
                 if (cut, statistics) != ("none", "stored")]  # the untruncated network as it is, which all are held against
-
-    def prepared(self, cut: str, level: float) -> "Reestimation":
-        """Nothing is to be found beforehand."""
-        return self
 
     def run(self, cut: str, level: float) -> Iterator[tuple[dict, Evaluation]]:
         """(labels, test evaluation) with either statistics. Labels: those of `keys` and of `joint_truncations`."""

@@ -29,6 +29,7 @@ from ..tensors.factors import KernelFactors
 from ..tensors.network import multiply_adds
 from .budgets import Option, by_fraction, by_measurement, by_norm, choose
 from .evaluation import Evaluation, default_device, evaluate, watch
+from .experiment import Runs
 from .networks import Recipe, conv_kernels
 from .replacements import chosen_layers, with_kernels
 from .retraining import Retraining, with_rank_kept
@@ -66,7 +67,7 @@ def multiplications(model: nn.Module, kernels: dict, image_size: int) -> int:
 # ---- the runs ------------------------------------------------------------------------------------------------------
 
 @dataclass
-class Compression:
+class Compression(Runs):
     """The network of `.retraining` compressed to each of `.budgets`, and trained for its epochs on its batches, by its recipe.
 
     `.cells`: the held-out rows of its table "truncation" (`layer, cut, rank, max_rank`, `accuracy_drop` in points, `data_aware_error`), `.table`
@@ -122,10 +123,6 @@ class Compression:
         """What tells the rows of a run apart: one an epoch, 0 being before it; of a narrower network the last alone."""
         epochs = range(self.retraining.epochs + 1)
         return [{"arm": arm, "budget": budget, "epoch": epoch} for epoch in (epochs[-1:] if arm == "narrower" else epochs)]
-
-    def prepared(self, arm: str, budget: float, level: float | None = None) -> "Compression":
-        """Nothing takes long to be found beforehand."""
-        return self
 
     def run(self, arm: str, budget: float) -> Iterator[tuple[dict, Evaluation]]:
         """Train, and yield (labels, test evaluation). Labels: those of `keys` and `start`, and `train_loss` and

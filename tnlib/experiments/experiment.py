@@ -2,17 +2,17 @@
 
 import copy
 import json
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from .data_aware import patch_moments, with_data_aware_error
 from .dataset import Dataset, balanced_indices, balanced_sample
-from .evaluation import default_device, split_arrays
+from .evaluation import Evaluation, default_device, split_arrays
 from .networks import Recipe, conv_kernels
 from .replacements import Replacements
 from .weights import find_weights, read_card
@@ -106,6 +106,31 @@ class Subject:
         return {} if not whole else patch_moments(self.model, self.dataset, images=self.train_images, layers=whole)
 
 
+class Runs(ABC):
+    """The runs behind the rows of an experiment that is no sweep; each is done whole or not at all."""
+
+    @abstractmethod
+    def parameters(self) -> dict:
+        """What a table of them does not say of how its rows are made."""
+
+    @abstractmethod
+    def runs(self) -> list[tuple]:
+        """What tells the runs apart, in the order of the table; what follows takes one of these."""
+
+    @abstractmethod
+    def keys(self, *run) -> list[dict]:
+        """What tells the rows of a run apart."""
+
+    def prepared(self, *run, level: float | None = None) -> "Runs":
+        """What a worker is handed that makes this run: all of it, unless something is found once for several runs; `level`: what a
+        table says of it."""
+        return self
+
+    @abstractmethod
+    def run(self, *run) -> Iterator[tuple[dict, Evaluation]]:
+        """The rows of a run: (labels, test evaluation), the labels with those of `keys`."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """`.cells(subject, **settings)`: what is replaced, or, where other networks are swept, a list of (network, what is
@@ -114,8 +139,7 @@ class Experiment:
     `.key`: what tells its cells apart. `.splits`, `.images`: on which images they are evaluated, so many class-balanced
     ones (None: all). `.weighed`: whether a row also has the data-aware error; `.train_images`: whether the subject's
     training images are looked at for anything else. Where a row is not a cell of a sweep, `.runs(subject)` takes the
-    place of `.cells`: something with `.runs()`, `.keys(*run)`, `.prepared(*run)`, `.run(*run)` and `.parameters()` as
-    `Retraining` has them; a run is done whole or not at all. `.reducible`: whether a `too_large` network has fewer cells.
+    place of `.cells`. `.reducible`: whether a `too_large` network has fewer cells.
     """
 
     cells: Callable[..., Replacements | list] | None
@@ -124,7 +148,7 @@ class Experiment:
     version: int = 1
     weighed: bool = True
     images: int | None = None
-    runs: Callable[[Subject], Any] | None = None
+    runs: Callable[[Subject], Runs] | None = None
     settings: Callable[[Subject], dict] = lambda its: {}
     train_images: bool = False
     reducible: bool = False

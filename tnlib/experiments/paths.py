@@ -8,6 +8,7 @@ import torch
 
 from .batch_norm import augmentation, batch_norms, reestimated
 from .evaluation import Evaluation, evaluate
+from .experiment import Runs
 from .retraining import STATISTICS, Retraining
 from .strengths import Case
 
@@ -15,7 +16,7 @@ POSITIONS = 11  # on a path, its ends among them
 
 
 @dataclass
-class Paths:
+class Paths(Runs):
     """Loss and accuracy on the straight line between the weights that two runs of `.retraining` ended in.
 
     Those of each case's "free" run and of the "reordered" one, each from the "continued" run.
@@ -34,10 +35,6 @@ class Paths:
     def keys(self, case: Case | None, arm: str) -> list[dict]:
         """What tells the rows of a path apart: `position` 0 is the "continued" run's end, 1 that of `arm`."""
         return [self.retraining.called(case) | {"arm": arm, "position": k / (POSITIONS - 1)} for k in range(POSITIONS)]
-
-    def prepared(self, case: Case | None, arm: str) -> "Paths":
-        """Nothing is to be found beforehand."""
-        return self
 
     def run(self, case: Case | None, arm: str) -> Iterator[tuple[dict, Evaluation]]:
         """(labels, test evaluation) along a path. Labels: those of `keys`, and `distance` between its ends over the norm

@@ -21,6 +21,7 @@ from .batch_norm import AUGMENTATION_SEED, augmentation, reestimated, some_batch
 from .controls import matched_noise
 from .dataset import Dataset, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
+from .experiment import Runs
 from .files import RUNS
 from .networks import Recipe, conv_kernels, network
 from .replacements import Replacements, with_kernels
@@ -77,7 +78,7 @@ def restart(card: dict, epochs: int = EPOCHS) -> Recipe:
 
 
 @dataclass
-class Retraining:
+class Retraining(Runs):
     """All runs of `model` (called `name`) on `dataset`: for `epochs`, of these `cases` in these `arms`; training loss is
     measured on `evaluated` training images.
 
@@ -239,7 +240,7 @@ class Retraining:
 # ---- where they start, with other statistics of batch norm ---------------------------------------------------------
 
 @dataclass
-class Starts:
+class Starts(Runs):
     """What the runs of `.retraining` start from, but with batch norm's statistics estimated anew, and nothing trained: what
     training wins back may be only that.
 
