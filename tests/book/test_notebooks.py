@@ -285,11 +285,10 @@ def test_what_the_chapter_on_networks_says_of_the_deep_network_holds_for_the_pub
             needed = layer.startswith("layer1") and "cifar100" in path.name
             assert (harmless(curve)["parameters"].min() < harmless(along)["parameters"].min()) == (not needed)
             assert (harmless(curve)["relative_error"].max() > 0.6) == (not needed)
-        tucker = read_table(path.with_name(path.name.replace("cp", "multi-mode")))
-        for layer, curve in fits.groupby("layer"):
-            other = tucker[tucker["layer"] == layer]
+        for kind, (layer, curve) in itertools.product(("multi-mode", "tensor-train"), fits.groupby("layer")):
+            other = read_table(path.with_name(path.name.replace("cp", kind))).query("layer == @layer")
             cp_there = np.interp(np.log(other["parameters"]), np.log(curve["parameters"]), curve["relative_error"], left=np.nan, right=np.nan)
-            assert np.nanmax(np.abs(other["relative_error"] - cp_there)) < 0.1, "Tucker-2 comes near CP"
+            assert np.nanmax(np.abs(other["relative_error"] - cp_there)) < 0.1, "the others come near CP"
         early, beside = (table[table["layer"] == "layer1.1.conv2"] for table in (fits, cuts))
         worst = beside.loc[beside["accuracy_drop"].idxmax()]
         near = early[(early["relative_error"] - worst["relative_error"]).abs() < 0.03]
