@@ -19,9 +19,10 @@ from .replacements import compared, dense, not_replaceable
 from .tracing import called, module_called, only_user
 
 RELU = {what for what, (kind, _) in ACTIVATIONS.items() if kind == "relu"} | {torch.relu_, "relu_"}
-# Functions and methods, by their names, that let a positive factor of a channel through, and leave channels where they are.
+# Functions and methods, by their names, that let a positive factor of a channel through, and leave channels where they are, whatever else
+# they are given; of those that may not, see `_leaves_channels`.
 LET_THROUGH = {"relu", "relu_", "leaky_relu", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "dropout2d",
-               "flatten", "view", "reshape", "mean", "contiguous"}
+               "contiguous"}
 BALANCED, BALANCING_SWEEPS = 1e-9, 1000  # the largest change of a factor's logarithm in the last sweep over the layers, and at most so many
 
 

@@ -199,4 +199,3 @@ class Store:
 def _row(key, place, labels, correct, loss) -> tuple[str, int, str, bytes, float]:
     """A cell as the file has it."""
     return key, place, json.dumps(labels), np.packbits(correct).tobytes(), float(loss)
-
