@@ -99,7 +99,7 @@ def train(model, dataset, seed, data, publish):
 @click.option("--workers", default=0, type=click.IntRange(0), metavar="N",
               help="Processes of one thread each; 0, the default: this one, with all of its threads.")
 @click.option("--publish", is_flag=True, help="Write to published/results instead of runs/results.")
-@click.option("--complete", is_flag=True, help="Keep the rows of the published table, and make only those runs that it lacks.")
+@click.option("--complete", is_flag=True, help="Keep the rows of the published table, and make only what it lacks.")
 def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     """Measure EXPERIMENT on the network MODEL trained on DATASET: a table, per-image bits and a card.
 
@@ -125,7 +125,7 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     try:
         with processes(workers) as executor:
             path = measure(experiment, model, images, seed, folder, executor, complete=complete)
-    finally:  # a table of those runs that have ended may have been left
+    finally:  # a table of what was found until then may have been left
         if publish:
             describe_results(PUBLISHED)
     click.echo(f"Results: {path}")

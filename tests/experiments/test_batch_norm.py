@@ -176,6 +176,68 @@ def test_what_a_gpu_began_is_ended_without_one_in_the_same_form(deep, tmp_path, 
     assert "reduced" not in read_card(path) and len(read_card(path)["calls"]) == 2
 
 
+def stopped_after(cells, monkeypatch):
+    """A sweep that Ctrl-C stops once, after so many cells."""
+    swept, found = measurements.sweep, []
+
+    def stopped(*given, **named):
+        for cell in swept(*given, **named):
+            yield cell
+            found.append(cell)
+            if len(found) == cells + 1:  # the first is the untruncated network
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(measurements, "sweep", stopped)
+
+
+def test_what_a_gpu_published_in_part_is_completed_without_one_in_the_same_form(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
+    monkeypatch.setattr(measurements, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(measurements, "too_large", lambda *given: False)
+    stopped_after(10, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        measurements.measure("noise", "resnet50", deep, folder=tmp_path / "published" / "results", progress=False)
+    (tmp_path / "results" / "noise-resnet50-small-s0.sqlite").unlink()
+    monkeypatch.setattr(measurements, "too_large", lambda *given: True)
+    found = measurements.measure("noise", "resnet50", deep, progress=False, complete=True)
+    assert "reduced" not in read_card(found) and len(read_card(found)["calls"]) == 2
+    assert len(read_table(found)) == 5 * 7 and len(read_table(found)["cut"].unique()) == 7
+
+
+def test_what_was_published_without_a_gpu_is_not_completed_in_another_form(deep, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
+    monkeypatch.setattr(measurements, "PUBLISHED", tmp_path / "published")
+    stopped_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        measurements.measure("noise", "resnet50", deep, folder=tmp_path / "published" / "results", progress=False)
+    (tmp_path / "results" / "noise-resnet50-small-s0.sqlite").unlink()
+    monkeypatch.setattr(measurements, "too_large", lambda *given: False)
+    with pytest.raises(ValueError, match="cannot be completed here, as the published table is of other reduced: True there, None here"):
+        measurements.measure("noise", "resnet50", deep, progress=False, complete=True)
+
+
+def test_noise_that_is_cut_off_is_of_layers_from_all_depths(deep, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "DEEP_RANKS", (0.5,))
+    stopped_after(3 * 3, monkeypatch)  # three cuts of three layers
+    with pytest.raises(KeyboardInterrupt):
+        measurements.measure("noise", "resnet50", deep, progress=False)
+    table = read_table(path := tmp_path / "results" / "noise-resnet50-small-s0.csv")
+    spatial = [layer for layer, kernel in conv_kernels(model).items() if kernel.shape[2:].numel() > 1]
+    assert len(table) == 9 and read_card(path)["missing"] == len(EXPERIMENTS["noise"].parts(
+        Subject("resnet50", model, deep, 0, reduced=True), weighed=False)[0][1]) - 9
+    assert len(spatial) == 5 and set(table["layer"]) == {spatial[0], spatial[2], spatial[4]}
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_every_beginning_of_an_order_from_all_depths_is_spread_over_them(count):
+    """Of n layers that come first no two neighbours are further apart than 2/n of all (a power of two: 1/n)."""
+    order = catalogue._from_all_depths(list(range(count)))
+    assert sorted(order) == list(range(count))
+    for first in range(1, count + 1):
+        gaps = np.diff([*sorted(order[:first]), count])
+        assert gaps.max() <= 2 ** (count.bit_length() - first.bit_length() + 1), (first, order)
+
+
 def test_answers_with_either_statistics_are_verified(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "REESTIMATED_CUTS", ("OUT",))
     monkeypatch.setattr(catalogue, "REESTIMATED_LEVELS", (0.6,))

@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 from torch import nn
 
 from tnlib.experiments import catalogue, datasets, measurements, store, weights, workers
@@ -30,6 +31,7 @@ from tnlib.experiments.replacements import dense
 from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
 from tnlib.experiments.training import as_trained_on
 from tnlib.experiments.truncations import cut_truncations
+from tnlib.experiments.weights import read_card
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:the untruncated network is at chance")
@@ -111,13 +113,57 @@ def test_a_stopped_measurement_goes_on_and_ends_alike(small, tmp_path, monkeypat
     monkeypatch.setattr(measurements, "sweep", stop_after_30)
     with pytest.raises(KeyboardInterrupt):
         measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
-    assert not (tmp_path / "again").exists()
+    part = tmp_path / "again" / whole.name
+    assert_frame_equal(read_table(part), read_table(whole)[:29], check_dtype=False)
+    assert read_card(part)["missing"] == len(read_table(whole)) + 2 - 30
+    monkeypatch.setattr(catalogue, "FOLDERS", (tmp_path / "none", tmp_path / "again"))
+    assert catalogue.find_table("truncation", "vanilla", "small", 0) is None, "what was cut off is to go on"
     evaluated.append("the stop")
     again = measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
     assert len(evaluated) == len(set(evaluated)) == len(read_table(whole)) + 3, "no cell twice"
+    assert catalogue.find_table("truncation", "vanilla", "small", 0) == again and "missing" not in read_card(again)
     first, second = json.loads(again.with_suffix(".json").read_text())["calls"]
     assert "seconds" not in first and second["seconds"] > 0 and first["versions"]["torch"] == version("torch")
     assert again.read_bytes() == whole.read_bytes() and bits_path(again).read_bytes() == bits_path(whole).read_bytes()
+
+
+@pytest.mark.parametrize("experiment, share", [("truncation", 0.3), ("truncation", 0.7), ("controls", 0.9)])  # in both splits; of several networks
+def test_a_published_table_is_completed_with_the_cells_that_it_lacks(small, tmp_path, monkeypatch, experiment, share):
+    """By one who has nothing but the published files; in the same files as if all had been found in one call."""
+    whole = measure(experiment, "vanilla", small, folder=tmp_path / "whole", progress=False)
+    (kept := tmp_path / "results" / f"{whole.stem}.sqlite").unlink()
+    monkeypatch.setattr(measurements, "PUBLISHED", tmp_path / "published")
+    swept, evaluated = measurements.sweep, []
+
+    def stopped(*given, **named):
+        for place, found in swept(*given, **named):
+            evaluated.append(place["key"])
+            yield place, found
+            if len(evaluated) == round(share * len(read_table(whole))):
+                raise ValueError("no more time")
+
+    monkeypatch.setattr(measurements, "sweep", stopped)
+    with pytest.raises(ValueError, match="no more time"):
+        measure(experiment, "vanilla", small, folder=tmp_path / "published" / "results", progress=False)
+    kept.unlink()
+    found = measure(experiment, "vanilla", small, folder=tmp_path / "completed", progress=False, complete=True)
+    assert len(evaluated) == len(set(evaluated)) == len(read_table(whole)) + len(read_table(whole)["split"].unique()), "no cell twice"
+    assert found.read_bytes() == whole.read_bytes() and bits_path(found).read_bytes() == bits_path(whole).read_bytes()
+    assert len(read_card(found)["calls"]) == 2 and "missing" not in read_card(found)
+
+
+def test_a_measurement_that_is_stopped_before_its_first_cell_leaves_no_table(small, tmp_path, monkeypatch):
+    def stopped(model, dataset, cells, *given, **named):
+        yield from swept(model, dataset, cells, *given, **named) if len(cells) == 1 else stop()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    swept = measurements.sweep
+    monkeypatch.setattr(measurements, "sweep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measure("truncation", "vanilla", small, folder=tmp_path / "again", progress=False)
+    assert not (tmp_path / "again").exists() and (tmp_path / "results" / "truncation-vanilla-small-s0.sqlite").exists()
 
 
 def test_a_measurement_that_is_stopped_within_a_group_of_cells_ends_alike(small, tmp_path, monkeypatch):

@@ -359,8 +359,6 @@ def test_what_cannot_be_completed_is_refused_before_anything_is_made(short, smal
     complete = partial(measure, "retraining", "vanilla", small, progress=False, complete=True)
     with pytest.raises(ValueError, match="retraining-vanilla-small-s0 cannot be completed: it is not published; measure all of it"):
         complete()
-    with pytest.raises(ValueError, match="truncation-vanilla-small-s0 is made of cells, which are all in a table or none"):
-        measure("truncation", "vanilla", small, progress=False, complete=True)
     monkeypatch.setattr(Retraining, "runs", lambda self: [(None, "continued"), (None, "scratch")])
     published = measure("retraining", "vanilla", small, folder=tmp_path / "published" / "results", progress=False)
     kept = tmp_path / "results" / "retraining-vanilla-small-s0.sqlite"

@@ -52,17 +52,25 @@ def _truncations(its: Subject, layers=None) -> Replacements:
     if not its.reduced:
         return cut_truncations(its.model, layers, ranks=QUICK if its.quick else rank_fractions(its.model))
     spatial, pointwise = its.layers
-    return joined([cut_truncations(its.model, layers, cuts, DEEP_RANKS)
-                   for layers, cuts in ((spatial, REDUCED_CUTS), (pointwise, ["OUT"])) if layers])
+    chosen = [([layer for layer in layers or those if layer in those], cuts)
+              for those, cuts in ((spatial, REDUCED_CUTS), (pointwise, ["OUT"]))]
+    return joined([cut_truncations(its.model, those, cuts, DEEP_RANKS) for those, cuts in chosen if those])
 
 
 def _beside(its: Subject) -> list[str] | None:
     """The layers at which noise and shrinking stand beside truncations (None: all): of a deep network those of a reduced
-    sweep or, where all is truncated, those whose kernels are larger than 1×1."""
+    sweep or, where all is truncated, those whose kernels are larger than 1×1. What takes a CPU hours begins with layers
+    from all depths: cut off, it tells of them."""
     if not its.deep:
         return None
     spatial, pointwise = its.layers
-    return spatial + pointwise * its.reduced
+    return _from_all_depths(spatial) + _from_all_depths(pointwise) if its.reduced else spatial
+
+
+def _from_all_depths(layers: list[str]) -> list[str]:
+    """The first layer, the one in the middle, those at the quarters, and so on (the van der Corput sequence)."""
+    bits = len(layers).bit_length()
+    return [layers[k] for k in sorted(range(len(layers)), key=lambda k: f"{k:0{bits}b}"[::-1])]
 
 
 def _controls(its: Subject, **given):

@@ -40,10 +40,10 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     finds something goes on from there, and ends in the same table and bits as one that was never stopped; what was begun on a GPU is
     ended in the same form without one, where a deep network is otherwise measured at fewer cells. They go to `folder`, by default
     runs/results/. While another process measures the same, this one waits, says so, and then goes on from what is there.
-    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Runs take hours: where
-    one fails, the others are made all the same; then, or where Ctrl-C stops them, a table of those that have ended is left (but never
-    in the place of a whole one), whose card says which are `missing`. `complete`: only those runs are made that the published table
-    lacks, and its rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do, and `RuntimeError` where a
+    `executor` as in `sweep`; where an experiment's rows are runs, its workers each take one, with one thread. Where Ctrl-C or an error
+    stops it, a table of what was found is left (but never in the place of a whole one), whose card says what is `missing`: how many
+    cells, or which runs; where one of these fails, the others are made all the same. `complete`: only what the published table lacks is
+    made, and its rows are kept. Raises `ValueError`, `FileNotFoundError` or `StoreError` with what to do, and `RuntimeError` where a
     worker of the executor has ended.
     """
     entry = experiment_called(experiment)
@@ -54,6 +54,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     check_trained_on(dataset, card)
     name = f"{experiment}-{stem(model, dataset.name, seed)}"
     begun = Store.begun(kept := RUNS / "results" / f"{name}.sqlite")
+    if complete and begun is None:
+        begun = read_card(_published_table(name))
     whole = begun is not None and "reduced" not in begun  # what a GPU began is ended in the same form wherever
     reduced = entry.reducible and too_large(network, dataset) and not whole
     subject = Subject(model, network, dataset, seed, reduced)
@@ -82,6 +84,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
         if missing:
             call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
+            in_all = missing + len(store.places())
             try:
                 with store.adding() as add:
                     for together in results:
@@ -90,8 +93,9 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
             except StoreError:
                 raise
             except (KeyboardInterrupt, FileNotFoundError, ValueError, RuntimeError) as error:
-                part = not has_card(path) or "missing" in read_card(path)
-                if entry.runs and part and (lacking := _lacking(entry, subject, store.places())):
+                part, done = not has_card(path) or "missing" in read_card(path), store.places()
+                lacking = _lacking(entry, subject, done) if entry.runs else in_all - len(done)
+                if part and lacking and any(UNTRUNCATED not in key for key in done):
                     write_table(entry, store, path, identity | {"missing": lacking}, dataset)
                 if isinstance(error, BrokenExecutor):
                     raise RuntimeError(f"a worker of the executor has ended ({error}): out of memory? What was found until then is kept; the "
@@ -106,23 +110,39 @@ def _published(entry, subject, name, identity):
 
     Raises `ValueError` where there is none, it was made in another way, or holds other rows.
     """
-    if not entry.runs:
-        raise ValueError(f"{name} is made of cells, which are all in a table or none: only a table of runs can be completed")
-    path = PUBLISHED / "results" / f"{name}.csv"
-    if not has_card(path):
-        raise ValueError(f"{name} cannot be completed: it is not published; measure all of it")
-    card = read_card(path)
-    if other := [what for what, value in identity.items() if card.get(what) != value]:
+    card = read_card(path := _published_table(name))
+    if other := [what for what in {**identity, "reduced": None} if card.get(what) != identity.get(what)]:
         raise ValueError(f"{name} cannot be completed here, as the published table is of other " + "; ".join(
-            f"{what}: {card.get(what)} there, {identity[what]} here" for what in other))
-    (split,), plan = entry.splits, entry.runs(subject)
-    made = [labels for run in plan.runs() for labels in plan.keys(*run)]
-    values = lambda labels: tuple(labels[name] for name in entry.key)  # 1 in a table may be 1.0 in a key
-    known = {values(labels): (entry.key_of(split, labels), place) for place, labels in enumerate(made, start=1)}
-    whole, *rows = read_cells(path)
+            f"{what}: {card.get(what)} there, {identity.get(what)} here" for what in other))
+    values = lambda labels: tuple(labels.get(name) for name in ("split", *entry.key))  # 1 in a table may be 1.0 in a key
+    known = {values(labels): (_key(entry, labels), place) for place, labels in enumerate(_rows(entry, subject))}
+    rows = read_cells(path)
     if unknown := [labels for labels, *_ in rows if values(labels) not in known]:
-        raise ValueError(f"{path} has a row that this experiment does not make: {entry.key_of(split, unknown[0])}")
-    return [(f"{split} {UNTRUNCATED}", 0, *whole), *((*known[values(row[0])], *row) for row in rows)], card["calls"]
+        raise ValueError(f"{path} has a row that this experiment does not make: {_key(entry, unknown[0])}")
+    return [(*known[values(row[0])], *row) for row in rows], card["calls"]
+
+
+def _published_table(name):
+    """Where the published table of this name is; `ValueError` where there is none."""
+    if not has_card(path := PUBLISHED / "results" / f"{name}.csv"):
+        raise ValueError(f"{name} cannot be completed: it is not published; measure all of it")
+    return path
+
+
+def _rows(entry, subject):
+    """The labels of all rows as far as they tell them apart, in the order of the table; of the untruncated network the split alone."""
+    for split in entry.splits:
+        yield {"split": split}
+        if entry.runs:
+            plan = entry.runs(subject)
+            yield from ({"split": split} | labels for run in plan.runs() for labels in plan.keys(*run))
+        else:
+            yield from ({"split": split} | labels for _, cells in entry.parts(subject, weighed=False) for labels, _ in cells)
+
+
+def _key(entry, labels) -> str:
+    split = labels["split"]
+    return entry.key_of(split, labels) if len(labels) > 1 else f"{split} {UNTRUNCATED}"
 
 
 def _take_over(store, cells, calls):

@@ -32,8 +32,10 @@ def write_table(entry: Experiment, store, path, about: dict, dataset) -> Path:
             raise ValueError(f"{store.path} holds answers to another number of {split} images than the {images} that are evaluated now: move it "
                              "away to measure anew")
         found = [(key, labels, np.unpackbits(packed, count=images).astype(bool), loss) for key, labels, packed, loss in stored]
-        _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
         cells = [cell for cell in found if cell[0] != f"{split} {UNTRUNCATED}"]
+        if not cells:  # of a measurement that was cut off before
+            continue
+        _, _, baseline, loss = next(cell for cell in found if cell[0] == f"{split} {UNTRUNCATED}")
         whole = Evaluation(baseline, loss)
         untruncated[split] = outcome(whole, whole)
         right = np.stack([correct for _, _, correct, _ in cells])
@@ -128,18 +130,20 @@ def _spectra(path):
 
 
 def read_cells(path) -> list[tuple[dict, np.ndarray, float]]:
-    """What a store holds of a table of one split: (labels, correct [images], loss) of the untruncated network, then of every row.
-    Raises as `read_bits`."""
-    table, ((split, whole),) = read_table(path), read_card(path)["untruncated"].items()
-    ((untruncated, right),) = read_bits(path, {split: whole["images"]}).values()
+    """What a store holds of a table: (labels, correct [images], loss) of the untruncated network, then of every row; split by
+    split. Raises as `read_bits`."""
+    table, untruncated = read_table(path), read_card(path)["untruncated"]
+    bits = read_bits(path, {split: whole["images"] for split, whole in untruncated.items()})
     beside: dict[int, dict] = {}
     for row, layer, values in _spectra(path):
         beside.setdefault(row, {})[layer] = values.tolist()
-    labels = table.drop(columns=["model", "dataset", "seed", *OUTCOMES]).astype(object)
-    cells = [({"split": split}, untruncated, whole["loss"])]
-    for row, (_, its) in enumerate(labels.iterrows()):
-        about = its.dropna().to_dict() | ({SPECTRUM: beside[row]} if row in beside else {})
-        cells.append((about, right[row], table["loss"][row]))
+    labels, cells = table.drop(columns=["model", "dataset", "seed", *OUTCOMES]).astype(object), []
+    for split, whole in untruncated.items():
+        before, right = bits[split]
+        cells.append(({"split": split}, before, whole["loss"]))
+        for correct, (row, its) in zip(right, labels[labels["split"] == split].iterrows()):
+            about = its.dropna().to_dict() | ({SPECTRUM: beside[row]} if row in beside else {})
+            cells.append((about, correct, table["loss"][row]))
     return cells
 
 
