@@ -251,10 +251,9 @@ def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
     if len(cells) and not harmless(0, 0, fewest := cells["images"].min()):
         warnings.warn(f"{fewest} images cannot show that a drop is below {MARGIN:g} point, even where no answer is lost (268 can): "
                       "nothing counts as harmless", stacklevel=2)
-    rows = []
-    for key, curve in cells.sort_values("rank", ascending=False).groupby(list(by), sort=False, observed=True):
-        found = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"],
-                          harmless(curve["lost"], curve["gained"], curve["images"]))
+    rows, fine = [], harmless(cells["lost"], cells["gained"], cells["images"]) if len(cells) else []
+    for key, curve in cells.assign(harmless=fine).sort_values("rank", ascending=False).groupby(list(by), sort=False, observed=True):
+        found = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"], curve["harmless"])
         rows.append(dict(zip(by, key)) | {name: value.item() for name, value in vars(found).items()})
     return pd.DataFrame(rows).sort_values(list(by), ignore_index=True)
 

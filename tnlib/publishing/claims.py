@@ -20,6 +20,7 @@ Thresholds come from book/claims.yml; what that file leaves open is decided here
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy
@@ -40,7 +41,7 @@ READINGS = {"lambda": "λ", "w": "w", "epsilon": "ε"}  # of "10 %", see `as_nor
 def read_claims() -> dict:
     """book/claims.yml, its list `claims` as a dict by id. Raises `ValueError` for a file that is no YAML."""
     try:
-        claims = yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+        claims = yaml.load(CLAIMS.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # in C where it was built: each figure asks
     except yaml.YAMLError as error:
         raise ValueError(f"{CLAIMS} is not valid YAML: {error}") from None
     try:
@@ -77,7 +78,7 @@ class Part:
     comparisons: int = 0
     check: Interval | None = None
 
-    @property
+    @cached_property
     def interval(self) -> Interval:
         """Mean over networks and Student's t interval: of the logarithms for a ratio, within 0 and 1 for a share, and
         with a width also where all shares are the same."""
@@ -95,7 +96,7 @@ class Part:
         """The standard error of a share that is the same in all networks, as if one differed by one cell; else 0."""
         return 1 / self.comparisons if self.kind == "share" and np.ptp(self.values) == 0 else 0.0
 
-    @property
+    @cached_property
     def p(self) -> float | None:
         """Two-sided p of the t test against the bound; none for a sign, for what has only not to be below it and is not refuted, for one
         network, or where nothing is asked."""
@@ -127,7 +128,7 @@ class Part:
         alike = ", all networks alike" if self._agreed and len(self.values) > 1 else ""
         return f"{self.name}: {self.text(self.interval.estimate)} ({self.span}{alike})"
 
-    @property
+    @cached_property
     def verdict(self) -> str | None:
         """What this number alone says, by the rules at the top of the module; None where nothing is asked of it."""
         return None if self.threshold is None else decide(self.interval, self.threshold, self.bound, self.kind)

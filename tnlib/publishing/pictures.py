@@ -6,6 +6,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.category import StrCategoryFormatter
 from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_rgba, to_rgba_array
@@ -18,7 +21,8 @@ from ..experiments.files import atomic_path
 ONE_COLUMN, TWO_COLUMNS = 86 / 25.4, 178 / 25.4  # inches: the widths of most journals' pages
 LEAST_POINTS = 7
 MARGIN = 0.02  # inches that the tallest letters of a title may reach beyond the layout's edge: nothing is lost in print
-FORMATS = ("svg", "pdf", "png")
+CANVASES = {"svg": FigureCanvasSVG, "pdf": FigureCanvasPdf, "png": FigureCanvasAgg}
+FORMATS = tuple(CANVASES)
 RESOLUTION = 300  # dots per inch of the PNG
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates of matplotlib's own fonts
 NAMES = (FixedFormatter, FuncFormatter, StrCategoryFormatter)  # of an axis whose ticks are names, not numbers
@@ -39,7 +43,7 @@ def check_picture(fig: plt.Figure, data: pd.DataFrame) -> None:
                              f"needed: {text.get_text()!r}")
     if (missing := not_in_data(fig, data)).size:
         raise ValueError(f"data lacks {len(missing)} of the values that are plotted, {missing[0]:.6g} for one")
-    fig.draw_without_rendering()
+    fig.get_layout_engine().execute(fig)
     fig.set_layout_engine("none")  # once for all files: the layout is most of the work
     drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     beyond = {"left": -drawn.x0, "lower": -drawn.y0, "right": drawn.x1 - width, "upper": drawn.y1 - height}
@@ -63,12 +67,18 @@ def write_pictures(fig: plt.Figure, folder: Path, id: str, about: dict[str, str]
                 "Copyright": about["licence"], "Source": about["source"], "Identifier": id}}
     names = [f"{id}.{kind}" for kind in FORMATS]
     for kind, name in zip(FORMATS, names):
-        with atomic_path(folder / name) as temporary:
-            fig.savefig(temporary, format=kind, dpi=RESOLUTION, metadata=notes[kind])
+        _write(fig, folder / name, kind, notes[kind])
     _darken(fig)
-    with atomic_path(folder / f"{id}.dark.svg") as temporary:
-        fig.savefig(temporary, format="svg", dpi=RESOLUTION, facecolor="none", metadata=notes["svg"])
+    fig.patch.set_facecolor("none")
+    _write(fig, folder / f"{id}.dark.svg", "svg", notes["svg"])
     return names
+
+
+def _write(fig, path, kind, notes):
+    """As `savefig` does, which draws a figure twice where it once had a layout engine."""
+    fig.dpi = RESOLUTION  # each time: SVG and PDF leave it at 72
+    with atomic_path(path) as temporary:
+        getattr(CANVASES[kind](fig), f"print_{kind}")(temporary, metadata=notes)
 
 
 # ---- is what is plotted in the data? -------------------------------------------------------------------------------

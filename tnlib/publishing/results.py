@@ -66,7 +66,7 @@ def _without_start(model: str, dataset: str) -> pd.DataFrame:
         start = initial_model(read_card(find_weights(model, dataset, seed)))
         bits |= {(seed, *place): entropy for place, entropy in entropies_without_start(load_model(model, dataset, seed), start, ASKED_GAUGES).items()}
     columns = ["seed", "layer", "cut", "gauge", "kind", "max_rank", "entropy", "deficit", "deficit_share"]
-    rows = summary(_spectra(model, dataset)).query("kind == 'kernel' and gauge in @ASKED_GAUGES")[columns]
+    rows = summary(_spectra(model, dataset, shuffled=False, trained=False)).query("kind == 'kernel' and gauge in @ASKED_GAUGES")[columns]
     entropy = np.array([bits[key] for key in zip(*(rows[name] for name in columns[:4]))])
     deficit = rows["deficit"] + rows["entropy"] - entropy
     return rows.assign(entropy=entropy, deficit=deficit, deficit_share=deficit / np.log2(rows["max_rank"]))

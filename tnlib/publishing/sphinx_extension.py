@@ -4,12 +4,14 @@ by which its entries are cited, what pages do without, and no unrun sources."""
 import html
 import re
 import shutil
+from functools import cache, cached_property
 from pathlib import Path
 
 from docutils import nodes
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.plain import Style as PlainStyle
 from pybtex.style.labels import BaseLabelStyle
+from sphinx.domains.std import StandardDomain
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from .cards import about_sources, bibtex, read_cards, sentence
@@ -25,6 +27,7 @@ def setup(app):
         raise SystemExit("This folder holds the book's sources, whose notebooks have no outputs: the pages would be "
                          "empty. Run `make book` (or, where tnlib is installed, `tnlib build`) instead.")
     register_plugin("pybtex.style.formatting", "cited", _AsCited)
+    app.add_domain(_ReferencesToPagesReadOnce, override=True)
     app.add_post_transform(_Hyphens)
     app.connect("doctree-read", _add_files, priority=400)  # before Sphinx copies the pictures that it finds
     app.connect("html-page-context", _without_thebe, priority=900)
@@ -82,6 +85,27 @@ def _made_from(card: dict, up: str) -> str:
             lines = [line.replace(f"{source['file']} ", f"{link} ") for line in lines]
     items = "".join(f"<li>{line}</li>" for line in (*lines, f'<a href="{up}figures/{card["id"]}.json">the whole card</a>'))
     return f"<ul>{items}</ul>"
+
+
+class _ReferencesToPagesReadOnce(StandardDomain):
+    """Sphinx unpickles the whole page that a figure is on for each of the references to it, which takes as long as all else."""
+
+    @cached_property
+    def _pages(self):
+        return _PagesReadOnce(self.env)
+
+    def resolve_xref(self, env, fromdocname, builder, typ, *what):
+        return super().resolve_xref(self._pages if typ == "numref" else env, fromdocname, builder, typ, *what)
+
+
+class _PagesReadOnce:
+    """A build environment that gives the same page each time, for those who change nothing in it."""
+
+    def __init__(self, env):
+        self._env, self.get_doctree = env, cache(env.get_doctree)
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
 
 
 class _Hyphens(SphinxPostTransform):
