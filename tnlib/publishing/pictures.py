@@ -43,8 +43,9 @@ def check_picture(fig: plt.Figure, data: pd.DataFrame) -> None:
                              f"needed: {text.get_text()!r}")
     if (missing := not_in_data(fig, data)).size:
         raise ValueError(f"data lacks {len(missing)} of the values that are plotted, {missing[0]:.6g} for one")
-    fig.get_layout_engine().execute(fig)
-    fig.set_layout_engine("none")  # once for all files: the layout is most of the work
+    if (layout := fig.get_layout_engine()) is not None:
+        layout.execute(fig)
+        fig.set_layout_engine("none")  # once for all files: the layout is most of the work
     drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     beyond = {"left": -drawn.x0, "lower": -drawn.y0, "right": drawn.x1 - width, "upper": drawn.y1 - height}
     edge = max(beyond, key=beyond.get)
