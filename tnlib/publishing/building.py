@@ -17,6 +17,7 @@ from .site import render, stage_book, stage_page
 
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"  # the published book's notebooks
+LONGEST = ("spectra", "scorecard")  # they begin first, or in the end all other processors would wait for them
 
 
 def build_book(profile: str | None = None, only=(), given=None) -> None:
@@ -43,7 +44,8 @@ def build_book(profile: str | None = None, only=(), given=None) -> None:
     _warn_of_days(values.values())
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
     with held(jobs, click.echo):
-        run([job for job in jobs if not chosen or job.section.name in chosen or not job.has_run], click.echo)
+        asked = [job for job in jobs if not chosen or job.section.name in chosen or not job.has_run]
+        run(sorted(asked, key=lambda job: job.section.name not in LONGEST), click.echo)
         stage_book(jobs, folder / "stage")
         page = render(folder / "stage", ROOT if published else folder, click.echo)
     click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")
