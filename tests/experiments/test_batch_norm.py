@@ -230,7 +230,8 @@ def test_noise_that_is_cut_off_is_of_layers_from_all_depths(deep, model, tmp_pat
 
 @pytest.mark.parametrize("count", range(1, 40))
 def test_every_beginning_of_an_order_from_all_depths_is_spread_over_them(count):
-    """Of n layers that come first no two neighbours are further apart than 2/n of all (a power of two: 1/n)."""
+    """Of n layers that come first no two neighbours are further apart than a share 1/n of the next power of two above all, n
+    rounded down to one."""
     order = catalogue._from_all_depths(list(range(count)))
     assert sorted(order) == list(range(count))
     for first in range(1, count + 1):

@@ -5,7 +5,7 @@ import pytest
 
 from tnlib.publishing import building
 from tnlib.publishing.building import build_book, run_section
-from tnlib.publishing.jobs import Section
+from tnlib.publishing.jobs import Section, sections
 from tnlib.publishing.parameters import ParameterError
 
 
@@ -72,6 +72,13 @@ def test_only_the_sections_that_are_named_and_those_that_never_ran_are_brought_u
     del ran[:]
     build_book("published", only=["other"])
     assert ran == [("other", 8)]
+
+
+def test_chapters_that_take_longest_begin_first(ran, monkeypatch):
+    assert set(building.LONGEST) <= set(sections()), "a chapter that was renamed"
+    monkeypatch.setattr(building, "LONGEST", ("other",))
+    build_book("published")
+    assert ran == [("other", 8), ("tiny", 8)]
 
 
 def test_a_profile_given_twice_is_refused(ran):
