@@ -66,6 +66,35 @@ def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
         assert value("1a", dataset, "shrink") > 0.5 > value("1a", dataset, "cells with λ*")
 
 
+def test_claim_3_says_where_the_untruncated_networks_do_no_better(card):
+    """Their share of the continued runs, row by row from the tables."""
+    found = {}
+    for verdict in card.of("3"):
+        within = []
+        for path in sorted((PUBLISHED / "results").glob(f"retraining-{verdict.model}-{verdict.dataset}-s*.csv")):
+            (row,) = read_table(path).query("arm == 'continued' and epoch == 3").itertuples()
+            within.append(score_interval(row.lost, row.gained, row.images, 0.9)[1] <= 1)
+        refuted = verdict.verdict == "not reproduced"
+        assert (verdict.but == "nor does the untruncated network") == (refuted and np.mean(within) < 0.5)
+        assert f"of the untruncated networks, continued, after 3 epochs: {100 * np.mean(within):.0f} %" in verdict.reason or not refuted
+        found[verdict.model, verdict.dataset] = verdict.but
+        assert bool(verdict.but) == ("nor does the untruncated network" in module.label(verdict))
+    assert found["vanilla", "cifar100"] and not found["vanilla", "cifar10"]
+    assert not any(verdict.but for verdict in card.verdicts if verdict.claim != "3")
+
+
+def test_an_interval_of_networks_that_are_all_alike_is_marked(card):
+    marked = []
+    for claim in card.claims["claims"]:
+        parts = [part for verdict in card.of(claim) for part in (*verdict.parts, *verdict.beside) or (None,)]
+        for part, shown in zip(parts, card.shown(claim).itertuples(), strict=True):
+            alike = part is not None and part.kind == "share" and len(part.values) > 1 and len(set(part.values)) == 1
+            assert shown[4].endswith(" †") == alike, shown
+            assert part is None or part.threshold is None or alike == ("all networks alike" in part.words)
+            marked.append(alike)
+    assert any(marked) and not all(marked)
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_what_a_deep_network_lacks_for_claim_2_is_a_command_that_is_understood(card, dataset):
     (verdict,) = (verdict for verdict in card.verdicts if (verdict.claim, verdict.model, verdict.dataset) == ("2", "resnet50", dataset))

@@ -88,13 +88,18 @@ class Part:
         found = student_interval(self.values)
         if self.kind != "share" or found.n == 1:
             return found
-        half = max(found.high - found.estimate, self._agreed * scipy.stats.t.isf(ALPHA / 2, found.n - 1))
+        half = max(found.high - found.estimate, self._step * scipy.stats.t.isf(ALPHA / 2, found.n - 1))
         return Interval(found.estimate, max(found.estimate - half, 0.0), min(found.estimate + half, 1.0), found.n)
 
     @property
-    def _agreed(self) -> float:
+    def alike(self) -> bool:
+        """Whether it is a share that is the same in all of several networks: interval and p are then a convention."""
+        return self.kind == "share" and len(self.values) > 1 and np.ptp(self.values) == 0
+
+    @property
+    def _step(self) -> float:
         """The standard error of a share that is the same in all networks, as if one differed by one cell; else 0."""
-        return 1 / self.comparisons if self.kind == "share" and np.ptp(self.values) == 0 else 0.0
+        return 1 / self.comparisons if self.alike else 0.0
 
     @cached_property
     def p(self) -> float | None:
@@ -106,8 +111,8 @@ class Part:
         values, bound = np.array(self.values), self.bound
         if self.kind == "ratio":
             values, bound = np.log(values), math.log(bound)
-        if self._agreed:
-            return float(2 * scipy.stats.t.sf(abs(values[0] - bound) / self._agreed, len(values) - 1))
+        if self.alike:
+            return float(2 * scipy.stats.t.sf(abs(values[0] - bound) / self._step, len(values) - 1))
         if np.ptp(values) == 0:  # t is infinite, or 0/0 at the bound
             return 1.0 if values[0] == bound else 0.0
         return float(scipy.stats.ttest_1samp(values, bound).pvalue)
@@ -125,7 +130,7 @@ class Part:
     @property
     def words(self) -> str:
         """Its name, value and interval, and whether that is the one of a share that is the same in all networks."""
-        alike = ", all networks alike" if self._agreed and len(self.values) > 1 else ""
+        alike = ", all networks alike" if self.alike else ""
         return f"{self.name}: {self.text(self.interval.estimate)} ({self.span}{alike})"
 
     @cached_property
@@ -176,6 +181,7 @@ class Verdict:
     tested", `.missing` says what would test it, and the numbers there are, if any, are *reduced*. `.readings`: claim
     1a's verdict for each reading of "10 %". `.tables`: the names of the result files. `.interim`: whether fewer of the
     pair's own networks are measured than were agreed on; of controls, such as training without weight decay, there may be fewer.
+    `.but`: what one has to know who reads the verdict alone, in few words.
     """
 
     claim: str
@@ -190,6 +196,7 @@ class Verdict:
     tables: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     interim: bool = False
+    but: str = ""
 
     @property
     def p(self) -> float | None:

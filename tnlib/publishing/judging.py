@@ -8,10 +8,11 @@ from ..experiments.statistics import percentile_interval
 from .claim_tests import (DEEP, SHALLOW, WITHOUT_DECAY, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
                           deficit_in, harmless_truncations, minima, more_effective, reached, recovered, same_minimum,
                           share_of_curves, specificity)
-from .claims import NOT_TESTED, READINGS, Part, Verdict, corrected, least_accuracy, reason_of, worst
+from .claims import NOT_REPRODUCED, NOT_TESTED, READINGS, Part, Verdict, corrected, least_accuracy, reason_of, worst
 from .evidence import COUNTED_SEEDS, Incomplete, Pair
 
 WIDTHS = {"constant width": "vanilla-constant", "reversed width": "vanilla-reversed"}
+UNTRUNCATED_FAILS = "nor does the untruncated network"
 TITLES = {"vanilla": "vanilla", "resnet50": "ResNet-50", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -148,12 +149,18 @@ def settled(claims: dict, pair: Pair, verdicts: dict[str, Verdict]) -> dict[str,
 
 
 def with_controls(verdict: Verdict, claim: dict, pair: Pair) -> Verdict:
-    """A verdict with what the claims file wants shown beside it, where there is a number at all."""
+    """A verdict with what the claims file wants shown beside it, where there is a number at all; and with its `but`."""
     if not verdict.parts:
         return verdict
     find = _Finder()
     beside = _beside(claim, pair, find)
-    return dataclasses.replace(verdict, beside=beside, tables=tuple(dict.fromkeys((*verdict.tables, *find.tables))))
+    verdict = dataclasses.replace(verdict, beside=beside, tables=tuple(dict.fromkeys((*verdict.tables, *find.tables))))
+    continued = next((part for part in beside if claim["id"] == "3" and part.name.startswith("continued")), None)
+    if verdict.verdict != NOT_REPRODUCED or continued is None:
+        return verdict
+    # A truncated network cannot be asked for more than training on does to the untruncated one.
+    fails = continued.interval.estimate < claim["thresholds"]["share_of_cases"]
+    return dataclasses.replace(verdict, but=UNTRUNCATED_FAILS if fails else "", reason=f"{verdict.reason}; of the untruncated networks, {continued.words}")
 
 
 def checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:

@@ -16,7 +16,7 @@ from .judging import TITLES, checked, judge, settled, with_controls
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low",
-                  "check_high", "networks", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
+                  "check_high", "networks", "alike", "comparisons", "threshold", "bound", "p", "adjusted_p", "verdict")
 SYMBOLS = {REPRODUCED: "✓", PARTLY: "½", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_TESTED: "–"}
 # What the verdicts are also asked at: claim → threshold → values, the file's own among them.
 AROUND = {
@@ -72,6 +72,7 @@ class Scorecard:
     def numbers(self, claim: str | None = None) -> pd.DataFrame:
         """One row a number behind the verdicts, of one claim or of all: `NUMBER_COLUMNS`; no interval for one network.
 
+        `alike`: whether it is a share that is the same in all networks, so that its interval is a convention.
         `role`: "decides", "beside", or "reduced" where the claim is not tested. `verdict`: what the number alone says.
         """
         rows = []
@@ -81,13 +82,13 @@ class Scorecard:
                     at, check = part.interval, part.check or Interval(np.nan, np.nan, np.nan, 0)
                     rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": part.name,
                                  "kind": part.kind, "role": role, "value": at.estimate, "low": at.low, "high": at.high,
-                                 "check_low": check.low, "check_high": check.high, "networks": at.n,
+                                 "check_low": check.low, "check_high": check.high, "networks": at.n, "alike": part.alike,
                                  "comparisons": part.comparisons,
                                  "threshold": part.threshold, "bound": part.bound, "p": part.p,
                                  "adjusted_p": v.adjusted if role == "decides" else None, "verdict": part.verdict})
             if not v.parts:
                 rows.append({"claim": v.claim, "model": v.model, "dataset": v.dataset, "number": "none yet", "kind": "",
-                             "role": "reduced", "networks": 0, "comparisons": 0, "verdict": NOT_TESTED})
+                             "role": "reduced", "networks": 0, "alike": False, "comparisons": 0, "verdict": NOT_TESTED})
         return pd.DataFrame(rows, columns=NUMBER_COLUMNS)
 
     def shown(self, claim: str) -> pd.DataFrame:
@@ -141,9 +142,9 @@ def scorecard() -> Scorecard:
 # ---- in words ------------------------------------------------------------------------------------------------------
 
 def label(verdict: Verdict) -> str:
-    """A verdict with its symbol; *reduced* where there are numbers and no verdict, *interim* where networks are to come."""
+    """A verdict with its symbol; *reduced* where there are numbers and no verdict, *interim* where networks are to come; and its `but`."""
     reduced = " (numbers reduced)" if verdict.verdict == NOT_TESTED and verdict.parts else " (interim)" if verdict.interim else ""
-    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{reduced}"
+    return f"{sign(verdict.verdict)}{verdict.words[len(verdict.verdict):]}{reduced}" + (f" ({verdict.but})" if verdict.but else "")
 
 
 def sign(verdict: str) -> str:
@@ -166,7 +167,7 @@ def in_words(numbers: pd.DataFrame) -> pd.DataFrame:
         rows.append({
             "network, data": pair_text(row.model, row.dataset), "number": row.number,
             "value": text(row.value) if row.networks else "–",
-            "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high),
+            "95 % interval": "one network" if row.networks == 1 else span(row.low, row.high) + " †" * bool(row.alike),
             "bootstrap": span(row.check_low, row.check_high), "n": row.networks, "compared": row.comparisons or "–",
             "asked": "–" if not asked else "above 0" if row.kind == "sign" else f"≥ {text(row.threshold)}",
             "refuted below": text(row.bound) if asked and row.kind != "sign" else "–",
