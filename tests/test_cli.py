@@ -1,13 +1,14 @@
 """The commands: where their results go, and, for bad input, one message that names the thing and a non-zero exit."""
 
 import shutil
+import types
 from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
 
 from tnlib.cli import main
-from tnlib.experiments import datapackage, files, measurements, training, verification, weights
+from tnlib.experiments import datapackage, datasets, files, measurements, training, verification, weights
 from tnlib.experiments.files import PUBLISHED, ROOT, RUNS
 from tnlib.publishing import building
 
@@ -65,12 +66,30 @@ def test_only_with_publish_are_files_written_to_published(monkeypatch, publish, 
     assert [what for what in asked[2:]] == ([f"described {PUBLISHED}"] if publish else [])
 
 
-def test_whoever_trains_a_published_network_is_told_which_is_loaded(monkeypatch, tmp_path):
+def test_whoever_makes_anew_what_is_published_is_told_beforehand_which_is_read(monkeypatch, tmp_path):
+    def stopped(*arguments, **options):
+        raise ValueError("stopped")
+
     monkeypatch.setattr(files, "RUNS", tmp_path)
-    monkeypatch.setattr(training, "train", lambda *arguments, folder: None)
-    monkeypatch.setattr(weights, "read_card", lambda path: {"test_accuracy": 0.875})
+    monkeypatch.setattr(training, "train", stopped)
+    monkeypatch.setattr(measurements, "measure", stopped)
     result = run("train", "vanilla", "shapes")
-    assert result.exit_code == 0 and f"is still loaded from {PUBLISHED / 'weights' / 'vanilla-shapes-s0.safetensors'}" in result.output
+    assert result.exit_code == 1 and f"is still loaded from {PUBLISHED / 'weights' / 'vanilla-shapes-s0.safetensors'}" in result.output
+    table = PUBLISHED / "results" / "truncation-vanilla-cifar10-s0.csv"
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, folder: types.SimpleNamespace(name=name))
+    assert f"the book still reads {table}" in run("measure", "truncation", "vanilla", "cifar10").output
+    monkeypatch.setattr(datapackage, "describe_results", lambda folder: None)
+    assert "still reads" not in run("measure", "truncation", "vanilla", "cifar10", "--publish").output
+    assert "still loaded" not in run("train", "vanilla", "cifar10", "--seed", "7").output
+
+
+def test_a_folder_without_the_right_to_write_is_named(monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied", "/no/right/here.lock")
+
+    monkeypatch.setattr(building, "run_section", refused)
+    result = run("run", "spectra")
+    assert result.exit_code == 1 and "Error: /no/right/here.lock cannot be written or read (Permission denied): give this user the right to" in result.output
 
 
 def test_what_a_stopped_measurement_leaves_in_published_is_described(monkeypatch):

@@ -17,6 +17,8 @@ class Commands(click.Group):
             return super().invoke(context)
         except (click.exceptions.Exit, click.Abort):  # such as the end of a command's --help; they are RuntimeErrors
             raise
+        except PermissionError as error:  # "[Errno 13] …" says neither what was tried nor what to do
+            raise click.ClickException(f"{error.filename} cannot be written or read ({error.strerror}): give this user the right to") from error
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -75,7 +77,7 @@ def train(model, dataset, seed, data, publish):
     from .experiments.networks import network
     from .experiments.tables import has_card
     from .experiments.training import train
-    from .experiments.weights import check_called, find_weights, read_card, stem
+    from .experiments.weights import check_called, read_card, stem
     keep_freed_memory()
     network(model)  # an unknown name stops here, before the data set is read
     folder = (PUBLISHED if publish else RUNS) / "weights"
@@ -84,10 +86,10 @@ def train(model, dataset, seed, data, publish):
     if has_card(path):
         check_called(path, read_card(path), model, images.name, seed)
         raise ValueError(f"{path} is trained already: move it and its card elsewhere to train the network anew")
+    if not publish and (first := PUBLISHED / "weights" / path.name).is_file():  # before the hours that it takes
+        click.echo(f"Published weights come before your own: this network is still loaded from {first}")
     train(model, images, seed, folder=folder)
     click.echo(f"Weights: {path} ({100 * read_card(path)['test_accuracy']:.1f} % of the test images are answered right)")
-    if (first := find_weights(model, images.name, seed)) != path:
-        click.echo(f"Published weights come before your own: this network is still loaded from {first}")
 
 
 @main.command()
@@ -122,6 +124,8 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
     images = load_dataset(dataset, data)
     find_weights(model, dataset, seed)
     folder = (PUBLISHED if publish else RUNS) / "results"
+    if not publish and (first := find_table(experiment, model, images.name, seed, [PUBLISHED / "results"])):
+        click.echo(f"Published tables come before your own: the book still reads {first}")
     try:
         with processes(workers) as executor:
             path = measure(experiment, model, images, seed, folder, executor, complete=complete)
@@ -129,8 +133,6 @@ def measure(experiment, model, dataset, seed, data, workers, publish, complete):
         if publish:
             describe_results(PUBLISHED)
     click.echo(f"Results: {path}")
-    if (first := find_table(experiment, model, images.name, seed)) not in (None, path):
-        click.echo(f"Published tables come before your own: the book still reads {first}")
 
 
 @main.command()
@@ -208,6 +210,7 @@ def claims():
     from rich.table import Table
 
     from .publishing.scorecard import label, pair_text, scorecard
+    click.echo("Evaluates book/claims.yml on the published results; a minute …", err=True)
     found, console = scorecard(), Console()
     table = Table("claim", box=SIMPLE)
     for name in ("network, data", "verdict", "number", "95 % interval", "n"):

@@ -18,6 +18,7 @@ def test_test_images_lie_in_a_stable_sort_by_label():
     dataset = Dataset(numbered(60), labels)
     pairs = list(zip(dataset.test_labels, numbers(dataset.test_images)))
     assert pairs == sorted(zip(labels, range(60)))
+    assert (dataset.test_images == numbered(60)[dataset.test_order]).all() and (dataset.test_labels == np.array(labels)[dataset.test_order]).all()
 
 
 def test_held_out_images_are_a_tenth_balanced_fixed_and_disjoint():

@@ -303,6 +303,9 @@ def test_altered_results_are_refused(small):
         altered.write_bytes(content[:-2] + b"9\n")
         with pytest.raises(ValueError, match=f"{altered} is corrupt or was altered"):
             reader(path)
+        altered.unlink()
+        with pytest.raises(FileNotFoundError, match=f"{altered} is not there; restore it" if altered != path else str(path)):
+            reader(path)
         altered.write_bytes(content)
         reader(path)
 

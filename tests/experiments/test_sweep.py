@@ -638,7 +638,7 @@ BAD = {
     "empty iterator": (bad(iter([])), "replacements is empty"),
     "no convolutions": (bad(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))), "Sequential has no Conv2d layers"),
     "size": (bad(dataset=LARGE), r"Vanilla does not take images of shape \(48, 48, 3\)"),
-    "classes": (bad(dataset=MANY), "with at least 41 classes"),
+    "classes": (bad(dataset=MANY), "the labels go up to 40, and the model tells 10 classes apart: labels count from 0, so that it needs at least 41"),
     "split": (bad(split="val"), "unknown split 'val'"),
     "no train images": (bad(split="train"), "has no train images"),
     "indices": (bad(images=[0, 200]), "indices from 0 to 199, got 0 to 200"),

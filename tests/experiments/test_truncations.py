@@ -129,11 +129,13 @@ BAD = {
     "nan": ({"ranks": [math.nan]}, "got nan"),
     "True": ({"ranks": [True]}, "got True"),
     "text": ({"ranks": ["3"]}, "got '3'"),
+    "a word": ({"ranks": "half"}, "ranks must hold ranks or fractions, or None for the default grid, got 'half'"),
     "a tensor": ({"ranks": torch.tensor(3)}, r"ranks must hold ranks or fractions, or None for the default grid, got tensor\(3\)"),
     "a number of numpy's": ({"ranks": np.bool_(True)}, "ranks must hold ranks or fractions"),
     "too high": ({"ranks": [2, 31]}, "rank 31 truncates nothing: it must be below the max_rank .* at most 30 here"),
     "full": ({"ranks": [0.99], "cuts": ["KW"]}, "rank 0.99 truncates nothing"),
     "trivial": ({"layers": ["point"], "cuts": ["KW"]}, "nothing to truncate"),
+    "trivial, at a rank": ({"layers": ["point"], "cuts": ["KW"], "ranks": [2]}, "nothing to truncate"),
 }
 
 
@@ -141,6 +143,12 @@ BAD = {
 def test_bad_input(model, dataset, arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         truncation_sweep(model, dataset, **arguments)
+
+
+def test_ranks_are_taken_from_arrays_and_tensors(model):
+    listed = [labels for labels, _ in cut_truncations(model, ranks=[1, 2])]
+    assert listed == [labels for labels, _ in cut_truncations(model, ranks=torch.tensor([1, 2]))]
+    assert listed == [labels for labels, _ in cut_truncations(model, ranks=np.array([1, 2]))]
 
 
 def test_a_zero_kernel_has_nothing_to_truncate_and_is_logged(caplog):

@@ -14,7 +14,8 @@ MOST_CLASSES = 100_000  # more of them are numbers of something else
 class Dataset:
     """Images and labels: `train_*`, `validation_*`, `test_*` (uint8 NHWC, int64), `classes`, `name`.
 
-    Test images are put into one canonical order, a stable sort by label. Of the training images, 5,000 of CIFAR's
+    Test images are put into one canonical order, a stable sort by label, in which all indices and answers of test images are:
+    `test_images` are those given at `test_order`. Of the training images, 5,000 of CIFAR's
     50,000 and a tenth elsewhere are held out as `validation_*`, class-balanced, by a fixed seed; choices are made on
     these. `differing_train` and `differing_test` are indices (in the order given; in the canonical order) of images
     that differ between copies of the data set: they are in no held-out image, no `subset`, and not in the core
@@ -44,7 +45,7 @@ class Dataset:
             raise ValueError(f"label {highest} has no name: classes holds {len(self.classes)}")
 
         order = np.argsort(test_labels, kind="stable")
-        self.test_images, self.test_labels = test_images[order], test_labels[order]
+        self.test_order, self.test_images, self.test_labels = order, test_images[order], test_labels[order]
         self._differing_test = _indices(differing_test, "differing_test")
         self._all_train = train_images, train_labels
         self._differing_train = _indices(differing_train, "differing_train")

@@ -1,5 +1,6 @@
 """Top-1 accuracy and loss of a network over a data set's images, in float32."""
 
+import reprlib
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ MASKS = 1e4  # times a number of the lower quarter: what is larger is no score, 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`.accuracy` (a fraction), `.correct` (bool, one an image, in the data set's order), `.loss` (mean, in nats)."""
+    """`.accuracy` (a fraction), `.correct` (bool, one an image, in the data set's order: that of its
+    `test_images`, sorted by label, and not of the arrays it was made of), `.loss` (mean, in nats)."""
 
     correct: np.ndarray
     loss: float
@@ -91,7 +93,7 @@ def split_arrays(dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
     Raises `ValueError` for another split or an empty one, `TypeError` for anything but a data set.
     """
     if not hasattr(dataset, "test_images"):
-        raise TypeError(f"dataset must be a tnlib.Dataset, as load_dataset gives one, got {dataset!r}")
+        raise TypeError(f"dataset must be a tnlib.Dataset, as load_dataset gives one, got {reprlib.repr(dataset)}")
     if split not in ("test", "validation", "train"):
         raise ValueError(f"unknown split {split!r}: it takes 'test', 'validation' or 'train'")
     images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
@@ -105,9 +107,11 @@ def check_logits(logits, target) -> None:
     form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if isinstance(logits, torch.Tensor) and not logits.is_floating_point():
         raise ValueError(f"the model returned {logits.dtype}: its logits must be of a floating dtype")
-    if not isinstance(form, tuple) or len(form) != 2 or form[0] != len(target) or form[1] <= int(target.max()):
-        raise ValueError(f"the model returned {form} for a batch of {len(target)} images: "
-                         f"it must be (N, classes) with at least {int(target.max()) + 1} classes")
+    if not isinstance(form, tuple) or len(form) != 2 or form[0] != len(target):
+        raise ValueError(f"the model returned {form} for a batch of {len(target)} images: it must be (N, classes)")
+    if form[1] <= int(target.max()):
+        raise ValueError(f"the labels go up to {int(target.max())}, and the model tells {form[1]} classes apart: labels count from 0, so that it "
+                         f"needs at least {int(target.max()) + 1}")
 
 
 def prepared(preprocess, batch: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -162,7 +162,8 @@ NETWORKS |= {f"{name}-no-decay": NETWORKS[name].without_decay() for name in ("va
 def network(name: str) -> Network:
     """The entry of `NETWORKS`; `ValueError` names what there is."""
     if not isinstance(name, str) or name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}: it takes {', '.join(map(repr, NETWORKS))}")
+        got = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise ValueError(f"unknown network {got}: it takes {', '.join(map(repr, NETWORKS))}")
     return NETWORKS[name]
 
 

@@ -60,9 +60,10 @@ def not_replaceable(model: torch.nn.Module, layers: Iterable[str]) -> dict[str, 
     for layer in layers:
         weight = model.get_submodule(layer)._parameters.get("weight")
         if weight is None:
-            refused[layer] = "computes its weight (a parametrisation): remove that first"
+            refused[layer] = ("computes its weight (a parametrisation): make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or "
+                              "what undoes its kind, or leave the layer out of layers")
         elif owners[id(weight)] > 1:
-            refused[layer] = "shares its weight with another module: give it a copy of its own"
+            refused[layer] = "shares its weight with another module: give it a copy of its own, or leave the layer out of layers"
     return refused
 
 
@@ -146,9 +147,9 @@ def nonzero(kernels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _several(name, values, takes) -> list:
-    if not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:  # an array of no dimension cannot be iterated over
+    if not isinstance(values, Iterable) or isinstance(values, str) or getattr(values, "ndim", 1) != 1:  # an array of no dimension cannot be iterated over
         raise TypeError(f"{name} must hold {takes}, got {values!r}")
-    return list(values)
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
 def chosen_cuts(cuts) -> list[Cut]:
@@ -173,13 +174,15 @@ def chosen_ranks(ranks, places: dict) -> dict:
     ranks = [ranks] if isinstance(ranks, numbers.Real) else _several("ranks", ranks, "ranks or fractions, or None for the default grid")
     if not ranks:
         raise ValueError("ranks is empty: give at least one, or None for the default grid")
+    if not places:
+        return {}
     found = {place: set() for place in places}
     for rank in ranks:
         at = {place: rank_at(rank, most) for place, most in places.items()}
         fits = [place for place, most in places.items() if at[place] < most]
         if not fits:
             raise ValueError(f"rank {rank!r} truncates nothing: it must be below the max_rank of a cut of a layer, "
-                             f"which is at most {max(places.values(), default=0)} here")
+                             f"which is at most {max(places.values())} here")
         for place in fits:
             found[place].add(at[place])
         if isinstance(rank, numbers.Integral) and len(fits) < len(places):

@@ -19,7 +19,7 @@ from ..tensors.cuts import singular_values
 from ..tensors.factors import KernelFactors
 from .batch_norm import AUGMENTATION_SEED, augmentation, reestimated, some_batch_norms
 from .controls import matched_noise
-from .dataset import Dataset, balanced_sample
+from .dataset import Dataset, as_argument, balanced_sample
 from .evaluation import Evaluation, default_device, evaluate
 from .experiment import Runs
 from .files import RUNS
@@ -225,7 +225,8 @@ class Retraining(Runs):
         or the run began in other weights than these, or was made in another way."""
         path = self.last_weights(case, arm)
         again = (f"move {stem(self.name, self.dataset.name, self.seed)}'s retraining .sqlite out of {path.parents[1] / 'results'}, "
-                 "if there is one, and measure retraining of this network on this machine")
+                 "if there is one, and measure retraining of this network on this machine: "
+                 f"tnlib measure retraining {self.name} {as_argument(self.dataset.name)} --seed {self.seed}")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: the paths are between the weights that re-training ended in; {again}")
         header, tensors = read_sealed(path, again)

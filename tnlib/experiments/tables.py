@@ -88,9 +88,9 @@ def read_table(path) -> pd.DataFrame:
 
 
 def read_bits(path, images: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Split → (untruncated [images], cells [rows, images]) of a table, bool; `images`: how many, by split.
+    """Split → (untruncated [images], cells [rows, images]) of the table `path`, a .csv, bool; `images`: how many, by split.
 
-    Rows are in the table's order. Raises `ValueError` for a damaged file.
+    Rows are in the table's order. Raises `ValueError` for a damaged file, and `FileNotFoundError` for one that is not there.
     """
     path = Path(path)
     _check(bits_path(path), read_card(path).get("bits_sha256"))
@@ -148,6 +148,8 @@ def read_cells(path) -> list[tuple[dict, np.ndarray, float]]:
 
 
 def _check(path, expected):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; restore it (git checkout) or measure it again")
     if sha256_of(path) != expected:
         raise ValueError(f"{path} is corrupt or was altered: its sha256 is {sha256_of(path)[:16]}…, its card says "
                          f"{str(expected)[:16]}…; restore it (git checkout) or measure it again")

@@ -177,7 +177,9 @@ def truncation_sweep(model, dataset, layers=None, cuts=CUTS, ranks=None, executo
     """The accuracy on the test images with each layer alone truncated, at each cut and rank: one row a cell.
 
     Columns: `layer, cut, rank, max_rank, norm_kept, relative_error, parameters` (of `cut_truncations`, which see for
-    `layers`, `cuts` and `ranks`) and `images, correct, lost, gained, accuracy, accuracy_drop, loss` (of `outcome`).
+    `layers`, `cuts` and `ranks`; of the cuts that are the same in a layer, as all of a 1×1 kernel's, the first alone is there, and of its
+    ranks those below the largest) and `images, correct, lost, gained, accuracy` (a fraction)`, accuracy_drop` (in percentage points)`, loss`
+    (in nats; all of `outcome`).
     `model`, `executor`, `preprocess` as in `sweep`. The untruncated accuracy is shown first. Raises `ValueError` for an
     unknown layer or cut, an empty list, a rank that is not below the max_rank of any cut, and as `sweep` does.
     """

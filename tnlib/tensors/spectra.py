@@ -45,15 +45,15 @@ def rank_for_norm(spectrum: torch.Tensor, norm_kept: float) -> int:
     """The smallest rank whose truncation keeps at least `norm_kept` of the Frobenius norm (ν, not ν²)."""
     if not 0 < norm_kept <= 1:
         raise ValueError(f"norm_kept must be above 0 and at most 1, got {norm_kept}")
-    kept = weights(spectrum.double()).cumsum(0).sqrt()
-    return min(int((kept < norm_kept * (1 - 1e-12)).sum()) + 1, len(spectrum))
+    kept = weights(spectrum).cumsum(0)                                           # ν², by the ranks 1, 2, … max_rank
+    return min(int((kept < (norm_kept * (1 - 1e-12)) ** 2).sum()) + 1, len(spectrum))
 
 
 def rank_for_error(spectrum: torch.Tensor, relative_error: float) -> int:
     """The smallest rank whose truncation has at most this relative error: ε² is the weight that is left out."""
     if not 0 <= relative_error < 1:
         raise ValueError(f"relative_error must be at least 0 and below 1, got {relative_error}")
-    left_out = weights(spectrum.double()).flip(0).cumsum(0).flip(0)[1:]         # by the ranks 1, 2, … max_rank − 1
+    left_out = weights(spectrum).flip(0).cumsum(0).flip(0)[1:]         # by the ranks 1, 2, … max_rank − 1
     return int((left_out > relative_error**2 * (1 + 1e-12)).sum()) + 1
 
 
