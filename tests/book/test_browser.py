@@ -66,6 +66,14 @@ def test_code_is_copied_by_a_click(site, tab):
     assert not tab.problems
 
 
+def test_a_figure_of_one_column_fits_every_window(site, tab):
+    tab.goto((site / "book/08_scorecard.html").as_uri())
+    frame = tab.locator("#scorecard-numbers .figure-picture")
+    assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") == 0
+    width = frame.locator("img.only-light").bounding_box()["width"]
+    assert 300 < width <= 86 / 25.4 * 96 + 1
+
+
 def test_a_figure_that_goes_on_to_the_side_has_a_shadow_there(site, tab):
     """And none at its end, or where all of it is seen."""
     tab.goto((site / "book/02_spectra.html").as_uri())

@@ -59,7 +59,7 @@ def _picture(card: dict, up: str) -> str:
     alt = html.escape(card["alt"], quote=True)
     images = "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{alt}">'
                      for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
-    return f'<div class="figure-picture"><a href="{up}figures/{card["id"]}.svg">{images}</a></div>'
+    return f'<div class="figure-picture width-{card.get("width_mm", 178)}"><a href="{up}figures/{card["id"]}.svg">{images}</a></div>'
 
 
 def _line(card: dict, up: str) -> list[nodes.Node]:
