@@ -17,10 +17,11 @@ class Commands(click.Group):
             return super().invoke(context)
         except (click.exceptions.Exit, click.Abort):  # such as the end of a command's --help; they are RuntimeErrors
             raise
-        except PermissionError as error:  # "[Errno 13] …" says neither what was tried nor what to do
-            raise click.ClickException(f"{error.filename} cannot be written or read ({error.strerror}): give this user the right to") from error
         except (ValueError, TypeError, OSError, RuntimeError) as error:
-            raise click.ClickException(str(error)) from error
+            message = str(error)
+            if isinstance(error, PermissionError) and error.filename:  # "[Errno 13] …" says neither what was tried nor what to do
+                message = f"{error.filename} cannot be written or read ({error.strerror}): give this user the right to"
+            raise click.ClickException(message) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

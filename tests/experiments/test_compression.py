@@ -328,3 +328,17 @@ def test_a_network_without_held_out_cells_or_without_a_list_of_channels_is_refus
     plan.retraining.card["architecture"].pop("channels")
     with pytest.raises(ValueError, match="vanilla cannot be made narrower: its width is no list of channels"):
         Compression(plan.retraining, plan.cells, plan.table)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=6), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=6),
+       st.integers(2, 10))
+def test_of_options_with_as_many_parameters_the_cheapest_is_taken(one, other, most):
+    """As OUT,KW and OUT,KH of one rank have, of any kernel of 3x3."""
+    options = {layer: [Option(0.0, 5), *(Option(float(cost), parameters, "OUT", 1) for cost, parameters in given)]
+               for layer, given in (("a", one), ("b", other))}
+    try:
+        chosen, _ = choose(options, most)
+    except ValueError:
+        return
+    for layer, option in chosen.items():
+        assert option.cost == min(alike.cost for alike in options[layer] if alike.parameters == option.parameters)

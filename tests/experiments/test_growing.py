@@ -155,3 +155,17 @@ def test_which_truncations_can_grow(cut, groups, grows):
     assert not can_grow(layer, factorize(kernel, cut, 2)) and not can_grow(layer, kernel)
     narrow = Convolution(nn.Conv2d(3, 64, 3))
     assert not can_grow(narrow, Truncator(narrow.kernel, Cut.parse("OUT"))(1, 2)), "too few multiplications to be worth it"
+
+
+@pytest.mark.parametrize("scale, cuts", [(2, ("OUT", "OUT")), (1, ("OUT,KW", "OUT,KH"))], ids=["another kernel", "another cut"])
+def test_what_shares_the_left_factor_alone_is_not_continued(grown, scale, cuts):
+    """2K has K's left singular vectors; a kernel that is symmetric in KH and KW has the same factors at OUT,KW and OUT,KH."""
+    model, dataset = model_and_data("vanilla")
+    kernel = conv_kernels(model)["conv3"]
+    kernel = (kernel + kernel.transpose(2, 3)).detach()
+    before = Truncator(kernel, Cut.parse(cuts[0]))(3)
+    after = Truncator(scale * kernel, Cut.parse(cuts[1]))(3, 7)
+    assert torch.equal(before.factors[0], after.factors[0][:, :3]) and not after.continues(before)
+    cells = [({}, {"conv3": before}), ({}, {"conv3": after})]
+    for (_, found), (_, kernels) in zip(run(model, dataset, cells), cells, strict=True):
+        assert found.loss == pytest.approx(swapped(model, dataset, kernels).loss, rel=1e-4)

@@ -28,7 +28,7 @@ from tnlib.experiments.experiment import Experiment, Subject
 from tnlib.experiments.measurements import measure, processes
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.replacements import dense
-from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_table
+from tnlib.experiments.tables import bits_path, read_answers, read_bits, read_spectra, read_table
 from tnlib.experiments.training import as_trained_on
 from tnlib.experiments.truncations import cut_truncations
 from tnlib.experiments.weights import read_card
@@ -430,3 +430,10 @@ def test_workers_end_when_the_measurement_is_terminated(tmp_path):
 def test_layers_whose_patches_have_no_one_second_moment_are_left_out(small):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 5, 3))
     assert Subject("own", model, small, 0).moments().keys() == {"3"}
+
+
+def test_altered_spectra_are_refused(small):
+    path = measure("shrink", "vanilla", small, progress=False)
+    bits_path(path).write_bytes(bits_path(path).read_bytes()[:-1] + b"9")
+    with pytest.raises(ValueError, match=f"{bits_path(path)} is corrupt or was altered"):
+        read_spectra(path)

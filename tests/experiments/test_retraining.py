@@ -1,5 +1,6 @@
 """Re-training: how far a case truncates, what its arms start from and may become, and runs that are resumed."""
 
+import copy
 import dataclasses
 import json
 import signal
@@ -21,6 +22,7 @@ from tnlib.experiments import catalogue, measurements, retraining, training
 from tnlib.experiments.catalogue import EXPERIMENTS
 from tnlib.experiments.datapackage import COLUMNS
 from tnlib.experiments.datasets import load_dataset
+from tnlib.experiments.evaluation import to_unit_floats
 from tnlib.experiments.experiment import Experiment, Subject
 from tnlib.experiments.files import write_json
 from tnlib.experiments.measurements import measure
@@ -497,3 +499,42 @@ def _keys(path):
             return database.execute("SELECT rowid, key FROM cells ORDER BY rowid").fetchall()
         except sqlite3.OperationalError:  # not made yet
             return []
+
+
+def test_how_far_a_case_truncates_is_found_on_held_out_images_alone(model, small):
+    """Whatever the test images are: here such as the network answers all right, as it does the held-out ones, or none."""
+    def level(**changed):
+        data = copy.copy(small)
+        vars(data).update({"validation_labels": answers(model, small.validation_images)} | changed)
+        return truncated_to(model, data, OUT)[1]["level"]
+
+    found, others = level(), 255 - small.test_images
+    assert 0 < found == level(test_images=others, test_labels=answers(model, others)) == level(test_labels=(answers(model, small.test_images) + 1) % 3)
+    assert found != level(validation_labels=(answers(model, small.validation_images) + 1) % 3)
+
+
+def answers(model, images):
+    with torch.no_grad():
+        return model(to_unit_floats(torch.from_numpy(images))).argmax(1).numpy()
+
+
+def test_fresh_weights_see_images_as_the_network_does(plan, model):
+    """The fixture's network has the constants that every network begins with: others tell whether they are taken over."""
+    model.normalize.mean.fill_(0.3), model.normalize.std.fill_(0.7)
+    fresh = plan.fresh()
+    assert torch.equal(fresh.normalize.mean, model.normalize.mean) and torch.equal(fresh.normalize.std, model.normalize.std)
+    assert not torch.equal(fresh.conv2.weight, model.conv2.weight)
+
+
+def test_noise_of_two_cases_has_two_directions(model):
+    """Of one seed, too: else what one draw does is counted several times."""
+    kernels = conv_kernels(model)
+
+    def direction(cut, error):
+        noise = conv_kernels(with_noise(model, kernels_at_error(kernels, cut)(error), 0))["conv4"].double()
+        kernel = kernels["conv4"].double()
+        rest = noise - (noise * kernel).sum() / kernel.square().sum() * kernel
+        return rest / rest.norm()
+
+    for other in (("OUT", 0.7), ("OUT,KW", 0.5)):
+        assert abs((direction("OUT", 0.5) * direction(*other)).sum()) < 0.3

@@ -156,3 +156,21 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         store.add(("second", 1, {"long": os.urandom(40_000).hex()}, BITS, 1.0))
     monkeypatch.undo()
     assert store.places().keys() == {"first"}
+
+
+def test_what_comes_while_others_are_written_is_kept_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "TOGETHER_SECONDS", 0.02)
+    store, cells = Store(tmp_path / "a.sqlite", {}), [(f"cell {place}", place, {}, BITS, 0.0) for place in range(3)]
+
+    def slow(self, *given, add=Store.add):
+        if cells:
+            take(cells.pop())
+        add(self, *given)
+
+    monkeypatch.setattr(Store, "add", slow)
+    with store.adding() as take:
+        take(cells.pop())
+        until = time.monotonic() + 10
+        while len(store.places()) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(store.places()) == 3

@@ -521,3 +521,12 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_of_a_network_of_fewer_images_it_is_known_which_differ_between_copies():
+    """Images are told apart by their first value: of those drawn, every seventh of all differs."""
+    image = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), np.uint8)
+    data = Dataset(image, np.arange(200) % 3, image, np.arange(200) % 3, differing_train=range(0, 200, 7))
+    part = training.as_trained_on(data, dataclasses.replace(NETWORKS["vanilla"], images=60))
+    number = part.train_images[:, 0, 0, 0]
+    assert len(number) == 60 and np.array_equal(part.train_differs, number % 7 == 0) and part.train_differs.any()

@@ -1,6 +1,7 @@
 """Published results are held against the weights: what does not follow from them is found."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -182,3 +183,13 @@ def test_with_other_training_images_numbers_that_follow_from_them_are_not_compar
         assert found["truncation"] <= verification.DEVIATION and found["data-aware"] <= verification.DEVIATION, which
     monkeypatch.setattr(verification._Table, "_deviation", lambda self, row, about: abs(about["norm_kept"] - self.table.loc[row, "norm_kept"]))
     assert max(check.deviation for check in verification.verify(100) if check.table.startswith("data-aware")) > verification.DEVIATION, "it would have been off"
+
+
+def test_a_table_that_is_not_about_the_images_that_are_verified_is_refused(tables, small, monkeypatch):
+    entry = verification.EXPERIMENTS["gauges"]
+    monkeypatch.setitem(verification.EXPERIMENTS, "gauges", dataclasses.replace(entry, images=30))
+    path = measure("gauges", "vanilla", small, progress=False)
+    with pytest.raises(ValueError, match=f"{path.name} is about other images than those that are verified"):
+        verification.verify(3)
+    monkeypatch.setattr(verification, "IMAGES", 30)
+    assert all(check.different == 0 for check in verification.verify(30) if check.table == path.name)

@@ -265,3 +265,11 @@ def test_the_network_before_its_training_is_the_one_that_was_trained(card):
     assert found.keys() == card["initial_entropy"].keys()
     for layer, cuts in card["initial_entropy"].items():
         assert found[layer] == pytest.approx(cuts, abs=1e-4), layer
+
+
+def test_the_network_before_its_training_is_made_without_touching_the_callers_random_numbers():
+    card = {"model": "vanilla", "seed": 3, "architecture": {"channels": [4, 5, 6, 7], "classes": 3, "image_size": 16}}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    weights.initial_model(card)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -284,6 +284,7 @@ def test_a_case_that_is_not_there_is_named():
     assert tests.missing_cases(lacking, paths, 3) == {1: ["no noise of CP at 0.5 after 3 epochs"]}
     assert tests.missing_cases(runs, paths[paths["cut"] != "IN"], 5) == {k: ["no path of IN at 0.5"] for k in range(3)}
     assert tests.missing_cases(retraining_of(5, epochs=2), None, 3)[0][0].endswith("after 3 epochs")
+    assert tests.missing_cases(runs[runs["arm"] != "continued"], None, 3) == {k: ["no continued of none at 1 after 3 epochs"] for k in range(3)}
 
 
 @pytest.mark.parametrize("kind, value, text", [("points", -0.004, "0.0"), ("points", -0.06, "-0.1"), ("difference", -0.0001, "0.000"),

@@ -104,3 +104,8 @@ def test_every_notebook_of_the_book_declares_what_papermill_sees(section):
     assert validate(ours, {}, section.name)
     for preset in PROFILES.values():
         assert validate(ours, {k: v for k, v in preset.items() if k in ours}, section.name)
+
+
+def test_a_default_is_checked_too():
+    with pytest.raises(ParameterError, match="rank = .*greater than or equal to 1"):
+        validate(declared("rank: Rank = 0  # how many values are kept"), {}, "spectra")

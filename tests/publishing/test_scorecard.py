@@ -428,3 +428,8 @@ def test_compressed_networks_are_judged_where_all_that_is_asked_for_is_there(car
     assert deep.verdict == "not tested" and "not evaluated on held-out images" in deep.reason and "tnlib measure" not in deep.reason
     rows = compression_of((0.2, 1.5, 3.0), (1.0, 1.0, 1.0), arms=("map", "fraction", "narrower"))
     assert judging._beside(asked, Pair("vanilla", "cifar10"), judging._Finder()) == (), "controls may not be measured yet"
+
+
+def test_corrected_p_is_of_what_decides_alone(card):
+    numbers = card.numbers()
+    assert set(numbers.loc[numbers["adjusted_p"].notna(), "role"]) == {"decides"}

@@ -150,3 +150,11 @@ def test_fits_of_kernels_with_more_rank_than_they_need(kernel):
 def test_no_gradient_goes_through_a_fit(name):
     factors = DECOMPOSITIONS[name][0](gaussian().requires_grad_())
     assert not any(factor.requires_grad for factor in factors.factors)
+
+
+def test_of_starts_at_singular_vectors_alone_nothing_is_drawn():
+    """Up to the shortest mode's length they need no further columns, so no seed."""
+    one, other = (tnlib.cp(gaussian(), 2, seed=seed, starts=0, svd_starts=1, max_iterations=5) for seed in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.factors, other.factors))
+    drawn, both = (tnlib.cp(gaussian(), 2, starts=1, svd_starts=k, max_iterations=5) for k in (0, 1))
+    assert both.relative_error == min(drawn.relative_error, one.relative_error)

@@ -244,3 +244,13 @@ def test_near_the_largest_half_numbers_are_what_they_are_in_double():
     for cut in CUTS:
         assert entanglement_entropy(kernel, cut) == pytest.approx(entanglement_entropy(kernel.double(), cut).item(), abs=2e-3)
     assert relative_error(kernel, -kernel) == 2 and relative_error(kernel, -kernel).dtype == torch.float16
+
+
+@every_cut
+def test_the_norm_of_a_truncation_and_its_error_lead_back_to_its_rank(cut):
+    kernel = gaussian()
+    values = singular_values(kernel, cut)
+    for rank in range(1, len(values)):
+        truncated = truncate(kernel, cut, rank)
+        assert rank_for_norm(values, norm_kept(kernel, truncated).item()) == rank
+        assert rank_for_error(values, relative_error(kernel, truncated).item()) == rank

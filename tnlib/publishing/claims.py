@@ -94,7 +94,7 @@ class Part:
     @property
     def alike(self) -> bool:
         """Whether it is a share that is the same in all of several networks: interval and p are then a convention."""
-        return self.kind == "share" and len(self.values) > 1 and np.ptp(self.values) == 0
+        return self.kind == "share" and len(set(self.values)) == 1 < len(self.values)
 
     @property
     def _step(self) -> float:
