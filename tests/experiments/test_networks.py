@@ -103,9 +103,9 @@ def test_normalisation_is_kept_with_the_weights():
 
 # ---- names and recipes -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["vanila", "", None, "ResNet50"], ids=repr)
-def test_an_unknown_network_names_what_there_is(name):
-    with pytest.raises(ValueError, match=f"unknown network {name!r}: it takes 'vanilla'"):
+@pytest.mark.parametrize("name, said", [*((name, repr(name)) for name in ("vanila", "", "ResNet50")), (None, "of type NoneType"), (nn.ReLU(), "of type ReLU")], ids=repr)
+def test_an_unknown_network_names_what_there_is(name, said):
+    with pytest.raises(ValueError, match=f"unknown network {said}: it takes 'vanilla'"):
         network(name)
 
 
