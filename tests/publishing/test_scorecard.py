@@ -122,6 +122,13 @@ def test_what_the_front_page_says_of_the_claims_in_words_holds_for_the_published
     assert value("3", "vanilla", "cifar100", "continued, after 3 epochs") == 0
     assert value("3", "vanilla", "cifar100", "free, after 5 epochs") > 0.5
     assert value("3", "vanilla", "cifar100", "noise, after 5 epochs") > value("3", "vanilla", "cifar100", "free, after 5 epochs") + 0.1
+    assert value("3", "vanilla", "cifar10", "continued, after 3 epochs") == 3 / 5 and value("3", "vanilla", "cifar10", "cases within") == 0
+    assert value("3", "vanilla", "cifar10", "free, after 5 epochs") == 1 / 25 and abs(value("3", "vanilla", "cifar10", "noise, after 5 epochs") - 0.5) < 0.05
+    for dataset, low, high in (("cifar10", 0, 0.95), ("cifar100", 0.95, 1.05)):  # ε* over that of noise, without the first layer
+        (pair,) = (pair for pair in card.pairs if (pair.model, pair.dataset) == ("vanilla", dataset))
+        behind = pair.ratios()[0].query("layer != 'conv1'")
+        assert low < np.exp(np.log(behind["ratio"]).groupby(behind["seed"]).mean().mean()) < high
+        assert value("2", "vanilla", dataset, "median entropy deficit in a random gauge") > 2 * value("2", "vanilla", dataset, "(ii)")
     assert min(value("1b", "vanilla", "cifar10", f"its sign in {width} width") for width in ("constant", "reversed")) > 0.02
     assert max(abs(value("1b", "vanilla", "cifar100", f"its sign in {width} width")) for width in ("constant", "reversed")) < 0.005
     front = (ROOT / "book" / "index.md").read_text()
