@@ -48,6 +48,20 @@ def test_what_is_drawn_and_said_is_what_the_table_has(table, figures, shapes_job
         assert gains["surely"][other] == np.sign(alone[0] - alone[1]) * (abs(alone[0] - alone[1]) > ndtri(0.975) * np.sqrt(sum(alone)))
 
 
+def test_steps_are_differences_of_two_ways_and_say_where_the_choice_is_another(table, figures):
+    steps = pd.read_csv(figures / "compression-steps.csv")
+    assert len(steps) == 5 and set(steps["from"]) | set(steps["to"]) == {"fraction", "fraction-inner", "fraction-inner-one-cut", "map-one-cut", "map"}
+    last, begun = (table[table["epoch"] == epoch].set_index("arm") for epoch in (1, 0))
+    points = {}
+    for row in steps.to_dict("records"):
+        before, after = row["from"], row["to"]
+        points[before, after] = row["points"]
+        assert row["points"] == row["mean"] == pytest.approx(100 * (last["accuracy"][after] - last["accuracy"][before]))
+        same = all(begun[column][before] == begun[column][after] for column in ("cuts", "ranks"))
+        assert row["another choice"] == (not same)
+    assert points["fraction", "fraction-inner-one-cut"] + points["fraction-inner-one-cut", "map-one-cut"] == pytest.approx(points["fraction", "map-one-cut"])
+
+
 def test_the_choices_are_those_of_the_table_and_lie_on_the_held_out_maps(table, figures, kernels):
     picks = pd.read_csv(figures / "compression-ranks.csv").set_index(["arm", "layer"])
     maps = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'validation'").set_index(["layer", "cut", "rank"])

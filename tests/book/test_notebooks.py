@@ -99,6 +99,16 @@ def test_the_deep_network_has_every_kernel_at_every_cut(shapes_jobs):
     assert len(both) == len(deep) == len(known) == 2 * 4 * 7
     assert np.allclose(both.deficit_share, both["mean"], atol=0.01)
 
+    wide = deep.merge(pd.read_csv(folder / "spectra-table.csv")[["layer", "cut", "R"]]).query("R >= 8")
+    stages = pd.read_csv(folder / "spectra-stages.csv").set_index(["kernels", "gauge"])
+    for gauge, called in (("trained", "as stored"), ("balanced", "balanced gauge")):
+        here = wide[wide.gauge == gauge]
+        found = stages.loc["larger than 1×1", called]
+        assert found["all"] == pytest.approx(here.deficit_share.median()) and found["conv4"] == pytest.approx(here[here.layer == "conv4"].deficit_share.median())
+    without = stages.loc["these, without OUT,IN", "as stored"]
+    assert without["conv2"] == pytest.approx(wide.query("gauge == 'trained' and layer == 'conv2' and cut != 'OUT,IN'").deficit_share.median())
+    assert len(stages) == 3
+
     values = glued_values(shapes_jobs["spectra"].executed)
     kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))["conv4"].double().numpy()
     meets = np.array([3, 4, 3]) / 4  # of four positions in a row, in how many a tap of the window lies on the picture

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 ROOT = Path(__file__).resolve().parents[2]  # tnlib is used from its checkout
 PUBLISHED = ROOT / "published"
 RUNS = ROOT / "runs"
+BUILD = ROOT / "_build"  # all of it can be made again
+VALUES = BUILD / "singular-values.sqlite"  # of kernels that pages have asked for, see `known_values`
 
 
 @contextmanager

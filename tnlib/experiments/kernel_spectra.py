@@ -6,6 +6,7 @@ Everything is computed from the weights alone: no data set is needed.
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglem
                                marchenko_pastur, participation_ratio, rank_for_norm, shuffled_rows)
 from .evaluation import watch
 from .gauges import gauges
+from .known_values import keep, known
 from .networks import conv_kernels
 from .replacements import chosen_layers
 from .weights import load_model, trained_seeds
@@ -26,7 +28,7 @@ COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "
 
 def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
                    shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True, in_blocks: bool = False,
-                   side_by_side: int | None = None) -> pd.DataFrame:
+                   side_by_side: int | None = None, kept: Path | None = None) -> pd.DataFrame:
     """The singular values of the kernels of `layers` (None: of all) of `model` at every distinct, non-trivial cut: one row a value.
 
     Columns: `layer, depth` (1 for the first convolution)`, cut, gauge, kind, sample, rows, columns, max_rank, index`
@@ -34,7 +36,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded" (and, `in_blocks`, the further ones of `gauges`), for
     `kind` "kernel"; `kind` is also "shuffled" (of all gauges but random ones) and, with no gauge, "gaussian", each with
     `samples` draws, and "marchenko_pastur" where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
-    kernels in that gauge are left out where there is another. `side_by_side` as of `cut_spectra`.
+    kernels in that gauge are left out where there is another. `side_by_side` and `kept` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
     there = gauges(model, gauge_seed, gauge_spread, in_blocks)
@@ -48,9 +50,9 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
             kernel = kernel.float().cpu()  # of float32 kernels the values come from Gram matrices, in a fraction of the time
             draws = samples if shuffled and not gauge.endswith("random") else 0
             spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
-                                  {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side)
+                                  {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side, kept)
             if place == 0:
-                gaussian = _gaussian_spectra(kernel.shape, samples, side_by_side)
+                gaussian = _gaussian_spectra(kernel.shape, samples, side_by_side, kept)
                 spectra |= {("none", "gaussian", n): cuts for n, cuts in gaussian.items()}
                 spectra["none", "marchenko_pastur", 0] = {
                     cut.name: marchenko_pastur(*cut.dimensions(kernel.shape)) for cut in distinct_cuts(kernel.shape)
@@ -68,15 +70,17 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     return table
 
 
-def cut_spectra(kernels: dict, side_by_side: int | None = None) -> dict[object, dict[str, torch.Tensor]]:
+def cut_spectra(kernels: dict, side_by_side: int | None = None, kept: Path | None = None) -> dict[object, dict[str, torch.Tensor]]:
     """The singular values of several kernels: the kernel's name → distinct, non-trivial cut → values, as of
     `singular_values`.
 
     So many cuts are computed `side_by_side` (None: as many as torch has threads), the largest first, each in one thread:
-    several threads that share one decomposition mostly wait for each other.
+    several threads that share one decomposition mostly wait for each other. `kept`: a file of those that were computed before,
+    to which new ones are added (see `known_values`).
     """
     todo = [(name, cut) for name, kernel in kernels.items() for cut in distinct_cuts(kernel.shape)]
-    largest_first = sorted(todo, key=lambda job: -job[1].max_rank(kernels[job[0]].shape))
+    found = known(kept, kernels, todo) if kept else {}
+    largest_first = sorted((job for job in todo if job not in found), key=lambda job: -job[1].max_rank(kernels[job[0]].shape))
     threads = torch.get_num_threads()
 
     def values(job):
@@ -86,9 +90,12 @@ def cut_spectra(kernels: dict, side_by_side: int | None = None) -> dict[object, 
 
     try:
         with ThreadPoolExecutor(side_by_side or threads) as pool:
-            found = dict(zip(largest_first, pool.map(values, largest_first)))
+            new = dict(zip(largest_first, pool.map(values, largest_first)))
     finally:
         torch.set_num_threads(threads)
+    if kept:
+        keep(kept, kernels, new)
+    found |= new
     spectra = {name: {} for name in kernels}
     for name, cut in todo:
         spectra[name][cut.name] = found[name, cut]
@@ -96,15 +103,15 @@ def cut_spectra(kernels: dict, side_by_side: int | None = None) -> dict[object, 
 
 
 @cache
-def _gaussian_spectra(shape, samples, side_by_side) -> dict[int, dict[str, torch.Tensor]]:
+def _gaussian_spectra(shape, samples, side_by_side, kept) -> dict[int, dict[str, torch.Tensor]]:
     """Spectra of Gaussian kernels depend on the shape alone: one computation for all networks and seeds."""
     ones = torch.ones(shape)
-    return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)}, side_by_side)
+    return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)}, side_by_side, kept)
 
 
 def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
                     shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True,
-                    in_blocks: bool = False) -> pd.DataFrame:
+                    in_blocks: bool = False, kept: Path | None = None) -> pd.DataFrame:
     """`kernel_spectra` of every trained network `model` on `dataset`, with a column `seed` in front.
 
     Raises `FileNotFoundError` where there is none.
@@ -113,7 +120,7 @@ def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # beside the cuts: on a busy machine more threads wait for each other, for minutes
     try:
-        frames = [kernel_spectra(load_model(model, dataset, seed), *options, side_by_side=threads).assign(seed=seed)
+        frames = [kernel_spectra(load_model(model, dataset, seed), *options, side_by_side=threads, kept=kept).assign(seed=seed)
                   for seed in trained_seeds(model, dataset)]
     finally:
         torch.set_num_threads(threads)

@@ -8,16 +8,17 @@ import nbformat
 from rich.console import Console
 from rich.table import Table
 
-from ..experiments.files import ROOT, RUNS
+from ..experiments.files import BUILD, ROOT, RUNS
 from .cards import read_cards
 from .jobs import Job, find_section, section_values, sections
 from .parameters import ParameterError, changed, run_name
 from .running import held, outdated, run
 from .site import render, stage_book, stage_page
 
-BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"  # the published book's notebooks
-LONGEST = ("spectra", "scorecard")  # they begin first, or in the end all other processors would wait for them
+# They begin in this order, before the others: the longest, or in the end all other processors would wait for it, and the
+# scorecard when there are singular values by it that both need.
+FIRST = ("spectra", "truncations", "formalism", "networks", "scorecard")
 
 
 def build_book(profile: str | None = None, only=(), given=None) -> None:
@@ -45,7 +46,7 @@ def build_book(profile: str | None = None, only=(), given=None) -> None:
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
     with held(jobs, click.echo):
         asked = [job for job in jobs if not chosen or job.section.name in chosen or not job.has_run]
-        run(sorted(asked, key=lambda job: job.section.name not in LONGEST), click.echo)
+        run(sorted(asked, key=lambda job: FIRST.index(job.section.name) if job.section.name in FIRST else len(FIRST)), click.echo)
         stage_book(jobs, folder / "stage")
         page = render(folder / "stage", ROOT if published else folder, click.echo)
     click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")

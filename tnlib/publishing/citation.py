@@ -36,7 +36,7 @@ class Citation:
 def citation(path=ROOT / "CITATION.cff") -> Citation:
     """What CITATION.cff says. Raises `ValueError` that names the file and what it lacks."""
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # in C where it was built: each figure asks
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     try:

@@ -10,7 +10,7 @@ import torch
 from ..experiments.catalogue import experiment_called, listed_cases, rank_fractions
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
 from ..experiments.experiment import is_deep
-from ..experiments.files import PUBLISHED
+from ..experiments.files import PUBLISHED, VALUES
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import conv_kernels
 from ..experiments.replacements import chosen_ranks
@@ -117,7 +117,7 @@ class Pair:
         model = model or self.model
         if not (seeds := _accuracies(model, self.dataset)):
             raise _no_weights(model, self.dataset)
-        spectra = network_spectra(model, self.dataset, shuffled=False, layers=_shapes(model, self.dataset, True), trained=False)
+        spectra = network_spectra(model, self.dataset, shuffled=False, layers=_shapes(model, self.dataset, True), trained=False, kept=VALUES)
         return summary(spectra[spectra["seed"].isin(list(seeds))]), [f"{stem(model, self.dataset, seed)}.safetensors" for seed in seeds]
 
     def retrained(self, epochs: int, paths: bool = False):

@@ -12,7 +12,7 @@ import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS, find_table
 from ..experiments.datasets import load_dataset
-from ..experiments.files import PUBLISHED, RUNS
+from ..experiments.files import PUBLISHED, RUNS, VALUES
 from ..experiments.kernel_spectra import entropies, entropies_without_start, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
 from ..experiments.networks import conv_kernels, network
@@ -25,7 +25,7 @@ from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
 from .section import OUTPUT_VARIABLE, section
 
-_spectra = cache(network_spectra)  # a page asks for the spectra and for their summary: one computation
+_spectra = cache(partial(network_spectra, kept=VALUES))  # a page asks for the spectra and for their summary: one computation
 
 CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accuracy", "train_loss", "sha256")
 
