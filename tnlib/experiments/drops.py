@@ -45,8 +45,8 @@ def counts_drawn(before, after, times) -> dict:
     before, after = np.asarray(before), np.asarray(after)
     if times.ndim != 2 or times.shape[1] != before.size:
         raise ValueError(f"times must be (replicates, {before.size}), for so many images, got {times.shape}")
-    drawn = times.T.astype(np.float32)  # whole numbers far below 2²⁴: exact, and a fast product
-    lost, gained = ((bits.astype(np.float32) @ drawn).astype(np.int64) for bits in (before & ~after, ~before & after))
+    drawn = times.astype(np.float32, copy=False)  # whole numbers far below 2²⁴: exact, and a fast product
+    lost, gained = ((bits.astype(np.float32) @ drawn.T).astype(np.int64) for bits in (before & ~after, ~before & after))
     return {"images": before.size, "lost": lost, "gained": gained}
 
 
@@ -251,10 +251,13 @@ def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
     if len(cells) and not harmless(0, 0, fewest := cells["images"].min()):
         warnings.warn(f"{fewest} images cannot show that a drop is below {MARGIN:g} point, even where no answer is lost (268 can): "
                       "nothing counts as harmless", stacklevel=2)
-    rows, fine = [], harmless(cells["lost"], cells["gained"], cells["images"]) if len(cells) else []
-    for key, curve in cells.assign(harmless=fine).sort_values("rank", ascending=False).groupby(list(by), sort=False, observed=True):
-        found = one_point(curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"], curve["harmless"])
-        rows.append(dict(zip(by, key)) | {name: value.item() for name, value in vars(found).items()})
+    fine = harmless(cells["lost"], cells["gained"], cells["images"]) if len(cells) else []
+    ordered = cells.assign(harmless=fine).sort_values("rank", ascending=False)
+    ranks, most, nu, epsilon, fine = (ordered[name].to_numpy() for name in ("rank", "max_rank", "norm_kept", "relative_error", "harmless"))
+    rows = []
+    for key, curve in ordered.groupby(list(by) if len(by) > 1 else by[0], sort=False, observed=True).indices.items():  # places in `ordered`
+        found = one_point(ranks[curve], most[curve[0]], nu[curve], epsilon[curve], fine[curve])
+        rows.append(dict(zip(by, key if len(by) > 1 else (key,))) | {name: value.item() for name, value in vars(found).items()})
     return pd.DataFrame(rows).sort_values(list(by), ignore_index=True)
 
 

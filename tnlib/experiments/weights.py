@@ -158,9 +158,9 @@ def initial_model(card: dict) -> torch.nn.Module:
         return _built(card)
 
 
-def _built(card: dict) -> torch.nn.Module:
-    """On the CPU and in float32, whatever torch's defaults are."""
-    with torch.device("cpu"):
+def _built(card: dict, device: str = "cpu") -> torch.nn.Module:
+    """On the CPU (or "meta", without weights) and in float32, whatever torch's defaults are."""
+    with torch.device(device):
         return network(card["model"]).build(**card["architecture"]).float()
 
 
@@ -185,7 +185,7 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     try:
-        model = _built(card)
+        model = _built(card, "meta").to_empty(device="cpu")  # weights are not drawn that the file replaces
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not the network that its card describes: {error}") from None

@@ -165,7 +165,7 @@ class Pair:
         found = {}
         for seed, rows in cells.assign(draw=cells.get("draw", 0)).groupby("seed"):
             untruncated, correct = _test_bits(_path(experiment, self.model, self.dataset, seed))
-            _, times = crossed_bootstrap(1, len(untruncated), REPLICATES)
+            times = crossed_bootstrap(1, len(untruncated), REPLICATES)[1].astype(np.float32)  # once, as `counts_drawn` takes them
             found[seed] = {}
             for (layer, cut, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut", "draw"]):
                 hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
