@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..experiments.files import ROOT, sha256_of, write_json
 from .citation import citation
-from .claims import read_claims
 from .section import section
 
 LICENCE = "CC-BY-4.0"
@@ -25,6 +24,7 @@ def about(card: dict) -> dict[str, str]:
 
 def check_card(id: str, sources: tuple[str, ...], claims: tuple[str, ...]) -> None:
     """Raise `ValueError` for a claim that there is not, or a source that the page has not read."""
+    from .claims import read_claims  # here, and other modules below: pages are rendered without torch, pandas and scipy, which take seconds to load
     asked = read_claims()["claims"]
     if isinstance(claims, str) or not set(claims) <= set(asked):
         raise ValueError(f"{id!r}: claims must be a tuple of {', '.join(asked)}, got {claims!r}")
@@ -37,7 +37,7 @@ def check_card(id: str, sources: tuple[str, ...], claims: tuple[str, ...]) -> No
 def drawn_from(sources: tuple[str, ...], data) -> list[dict]:
     """The files behind a figure, each with its sha256: of those that the page has read for `sources`, the ones about the data
     sets that `data` has in its column `dataset`, or about the page's own where it has none."""
-    from ..experiments.weights import data_name  # here, and below: pages are rendered without torch, which takes seconds to load
+    from ..experiments.weights import data_name
     names = data["dataset"].unique() if "dataset" in data else [section.values[name] for name in ("dataset",) if name in section.values]
     shown = {data_name(str(name)) for name in names}
     found = [_source(what, path) for what in sources for path in _files(what)]

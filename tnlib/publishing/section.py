@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from ..experiments.files import ROOT, RUNS, sha256_of, write_json
 
 OUTPUT_VARIABLE = "TNLIB_OUTPUT"  # where the running notebook's figures go; set by whoever runs it
@@ -69,4 +67,5 @@ def open_section(name: str, run: str, values: dict[str, Any], changed: dict[str,
     section.folder = Path(os.environ.get(OUTPUT_VARIABLE) or RUNS / run)
     if OUTPUT_VARIABLE not in os.environ:  # in Jupyter, say: what the commands made there is what they made no longer
         (section.folder / "stamp.json").unlink(missing_ok=True)
+    import matplotlib.pyplot as plt  # here: pages are rendered without it
     plt.style.use(Path(__file__).with_name("paper.mplstyle"))
