@@ -152,6 +152,14 @@ def test_a_published_table_is_completed_with_the_cells_that_it_lacks(small, tmp_
     assert len(read_card(found)["calls"]) == 2 and "missing" not in read_card(found)
 
 
+def test_where_nothing_is_missing_it_is_said(small, tmp_path, capfd):
+    first = measure("shrink", "vanilla", small, folder=tmp_path / "first")
+    assert "already" not in capfd.readouterr().err
+    again = measure("shrink", "vanilla", small, folder=tmp_path / "again")
+    assert "shrink-vanilla-small-s0: all of it is there already" in capfd.readouterr().err
+    assert again.read_bytes() == first.read_bytes()
+
+
 def test_a_measurement_that_is_stopped_before_its_first_cell_leaves_no_table(small, tmp_path, monkeypatch):
     def stopped(model, dataset, cells, *given, **named):
         yield from swept(model, dataset, cells, *given, **named) if len(cells) == 1 else stop()

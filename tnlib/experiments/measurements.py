@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
         if published:
             _take_over(store, *published)
         missing, results = (_missing_runs if entry.runs else _missing_cells)(entry, subject, store, executor, progress)
+        if progress and not missing:
+            tqdm.write(f"{name}: all of it is there already", file=sys.stderr)
         if missing:
             call, begun = store.begin({"started": now(), **_circumstances(entry, executor)}), time.perf_counter()
             in_all = missing + len(store.places())
