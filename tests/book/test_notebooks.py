@@ -105,9 +105,9 @@ def test_the_deep_network_has_every_kernel_at_every_cut(shapes_jobs):
         here = wide[wide.gauge == gauge]
         found = stages.loc["larger than 1×1", called]
         assert found["all"] == pytest.approx(here.deficit_share.median()) and found["conv4"] == pytest.approx(here[here.layer == "conv4"].deficit_share.median())
-    without = stages.loc["these, without OUT,IN", "as stored"]
+    without = stages.loc["larger, without OUT,IN", "as stored"]
     assert without["conv2"] == pytest.approx(wide.query("gauge == 'trained' and layer == 'conv2' and cut != 'OUT,IN'").deficit_share.median())
-    assert len(stages) == 3
+    assert len(stages) == 4
 
     values = glued_values(shapes_jobs["spectra"].executed)
     kernel = tnlib.conv_kernels(tnlib.load_model("vanilla", "shapes"))["conv4"].double().numpy()
