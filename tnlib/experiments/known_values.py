@@ -55,7 +55,7 @@ def _keys(kernels, jobs) -> dict:
 
 
 def _digest(kernel) -> bytes:
-    array = np.ascontiguousarray(kernel.detach().numpy())
+    array = np.ascontiguousarray(kernel.numpy())
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + hashlib.sha256(array).digest()).digest()
 
 
