@@ -165,4 +165,4 @@ def test_what_the_text_says_was_asked_for_is_what_the_claims_file_asks():
     asked = {claim["id"]: claim["thresholds"] for claim in yaml.safe_load((ROOT / "book" / "claims.yml").read_text())["claims"]}
     assert asked["1a"]["lambda_star"] == asked["2"]["median_deficit"] == 0.10 and asked["2"]["least_max_rank"] == 8
     text = (ROOT / "book" / "06_controls.ipynb").read_text(encoding="utf-8")
-    assert "Claim 2 asks for at least 10 % in both" in text and "found.mean() >= 0.10" in text and "max_rank >= 8" in text
+    assert "test of claim 2 asks for at least 10 % in both" in text and "found.mean() >= 0.10" in text and "max_rank >= 8" in text
