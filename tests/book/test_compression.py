@@ -125,6 +125,12 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     rows = pd.concat([read_table(path) for path in (PUBLISHED / "results").glob("compression-vanilla-cifar10-s*.csv")])
     others = {arm: rows.query("arm == @arm and epoch == 0").set_index(["seed", "budget"])[["cuts", "ranks"]].map(lambda listed: listed.split()[1:]) for arm in ("fraction", "fraction-inner-one-cut")}
     assert others["fraction"].equals(others["fraction-inner-one-cut"].reindex(others["fraction"].index)), "with all other ranks as they were"
+    first_kept = rows[rows["cuts"].notna() & (rows["epoch"] == 0)].assign(kept=lambda found: [
+        1 if cut == "-" else int(rank) * sum(tnlib.Cut.parse(cut).dimensions((32, 3, 3, 3))) / 864
+        for cut, rank in zip(found["cuts"].str.split().str[0], found["ranks"].str.split().str[0])]).groupby(["arm", "budget"])["kept"].mean()
+    kept = {arm: first_kept[arm] for arm in ("map", "fraction")}
+    assert abs(kept["map"][0.5] - kept["fraction"][0.5]) < 0.05 and kept["map"][0.25] > 1.5 * kept["fraction"][0.25], "what is kept of the first layer"
+    assert kept["map"].idxmin() == 0.125
     size = rows.groupby(["arm", "budget"])["network_parameters"].max()
     assert size["narrower", 0.25] < size["map", 0.125] and last["narrower"][0.25] > last["map"][0.125] + 1, "more accurate, and smaller in all"
     cuts = pd.Series([cut for cuts in rows.query("arm == 'map' and epoch == 0")["cuts"] for cut in cuts.split()])
