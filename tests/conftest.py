@@ -90,5 +90,6 @@ def no_data(monkeypatch, tmp_path):
     """A machine without any data set: TNLIB_DATA not set, an empty cache and home."""
     monkeypatch.delenv("TNLIB_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path

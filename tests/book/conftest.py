@@ -8,12 +8,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
+from papermill.cli import papermill as papermill_command
 from playwright.sync_api import sync_playwright
 
 from tnlib import notebook
 from tnlib.publishing import figures
 from tnlib.publishing.jobs import Job, section_values, sections
+from tnlib.publishing.kernels import forked_kernels
 from tnlib.publishing.parameters import changed
 from tnlib.publishing.running import run
 from tnlib.publishing.section import open_section
@@ -51,6 +54,19 @@ def site(stage):
         return Path(os.environ["TNLIB_SITE"])
     with FileLock(stage.parent.parent / "render.lock"):
         return render(stage, stage.parent).parent
+
+
+@pytest.fixture
+def papermill(tmp_path, monkeypatch):
+    """Papermill's command, in `tmp_path`: the name of a section and further words → its exit status, and what stopped it."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(section, *words):
+        with forked_kernels():
+            result = CliRunner().invoke(papermill_command, [str(sections()[section].path), "out.ipynb", *words, "--no-progress-bar"])
+        return result.exit_code, str(result.exception)
+
+    return command
 
 
 def no_pictures(fig, folder, id, about):

@@ -490,32 +490,33 @@ def test_ranks_that_the_first_kernel_does_not_allow(cells_run_here, tmp_path):
     assert exact.drop("CP").max() < 1e-6 and exact["CP"] < 1e-3
 
 
-def test_a_network_that_is_not_measured_says_what_to_do_without_its_data(no_data, tmp_path):
-    command = [sys.executable, "-m", "papermill", str(sections()["networks"].path), "out.ipynb", "-p", "model", "vanilla-constant",
-               "-p", "compare", "cifar10", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "tnlib data fetch" in done.stderr
+def test_a_network_that_is_not_measured_says_what_to_do_without_its_data(no_data, papermill):
+    status, said = papermill("networks", "-p", "model", "vanilla-constant", "-p", "compare", "cifar10")
+    assert status == 1 and "tnlib data fetch" in said
 
 
 @pytest.mark.parametrize("section, name, value, message", [
     ("truncations", "layer", "conv9", "layer = 'conv9': 'vanilla-constant' has conv1, conv2"),
     ("retraining", "case", "OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5'")], ids=["layer", "case"])
-def test_what_the_network_lacks_is_named_before_anything_is_measured(no_data, tmp_path, section, name, value, message):
-    command = [sys.executable, "-m", "papermill", str(sections()[section].path), "out.ipynb", "-p", "model", "vanilla-constant",
-               "-p", "compare", "cifar10", "-p", name, value, "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and message in done.stderr
+def test_what_the_network_lacks_is_named_before_anything_is_measured(no_data, papermill, section, name, value, message):
+    status, said = papermill(section, "-p", "model", "vanilla-constant", "-p", "compare", "cifar10", "-p", name, value)
+    assert status == 1 and message in said
 
 
 @pytest.mark.parametrize("section, words, message", [
-    ("spectra", ("-p", "rnak", "3"), "unknown parameter 'rnak'"),
     ("spectra", ("-p", "layer", "conv9", "-p", "dataset", "shapes", "-p", "compare", "shapes"), "'vanilla' has conv1, conv2"),
     ("formalism", ("-p", "model", "resnet50"), "this chapter draws a chain of convolution, ReLU and pooling, such as 'vanilla'"),
-], ids=["misspelt", "no-such-layer", "no-chain"])
-def test_plain_papermill_from_any_folder(tmp_path, section, words, message):
-    command = [sys.executable, "-m", "papermill", str(sections()[section].path), "out.ipynb", *words, "--no-progress-bar"]
+], ids=["no-such-layer", "no-chain"])
+def test_what_a_chapter_cannot_be_run_with_stops_it(papermill, section, words, message):
+    status, said = papermill(section, *words)
+    assert status == 1 and message in said
+
+
+def test_plain_papermill_from_any_folder(tmp_path):
+    """With kernels as it starts them itself."""
+    command = [sys.executable, "-m", "papermill", str(sections()["spectra"].path), "out.ipynb", "-p", "rnak", "3", "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and message in done.stderr
+    assert done.returncode == 1 and "unknown parameter 'rnak'" in done.stderr
 
 
 def test_the_page_on_networks_states_how_resnet50_was_trained():

@@ -1,8 +1,6 @@
 """The chapter on re-training: its numbers from the tables of the `shapes` profile, and with more networks."""
 
 import re
-import subprocess
-import sys
 from functools import partial
 
 import nbformat
@@ -259,9 +257,7 @@ def test_kernels_with_noise_come_back_no_more_than_truncated_ones(dataset):
 
 @pytest.mark.parametrize("case, message", [("OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5', 'OUT,KW at 0.5'"),
                                            ("OUT at 0.5", f"case = 'OUT at 0.5': measured are '{CASE}'")])
-def test_a_case_that_there_is_not_names_those_that_there_are(shapes_jobs, tmp_path, case, message):
-    command = [sys.executable, "-m", "papermill", str(sections()["retraining"].path), "out.ipynb", "--no-progress-bar",
-               *(word for name in ("profile", "dataset", "compare") for word in ("-p", name, "shapes")),
-               "-p", "deep", "vanilla", "-p", "case", case]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and message in done.stderr
+def test_a_case_that_there_is_not_names_those_that_there_are(shapes_jobs, papermill, case, message):
+    status, said = papermill("retraining", *(word for name in ("profile", "dataset", "compare") for word in ("-p", name, "shapes")),
+                             "-p", "deep", "vanilla", "-p", "case", case)
+    assert status == 1 and message in said

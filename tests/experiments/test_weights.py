@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -273,3 +275,9 @@ def test_the_network_before_its_training_is_made_without_touching_the_callers_ra
     state = torch.get_rng_state()
     weights.initial_model(card)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_is_loaded_without_torchs_compiler():
+    """It takes seconds to import, and torch asks for it where weights are drawn on the device "meta"."""
+    code = "import sys, tnlib; tnlib.load_model('vanilla', 'cifar10'); print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

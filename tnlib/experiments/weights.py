@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from ..tensors.checks import check_count
 from .dataset import as_argument
@@ -158,10 +159,20 @@ def initial_model(card: dict) -> torch.nn.Module:
         return _built(card)
 
 
-def _built(card: dict, device: str = "cpu") -> torch.nn.Module:
-    """On the CPU (or "meta", without weights) and in float32, whatever torch's defaults are."""
-    with torch.device(device):
+def _built(card: dict) -> torch.nn.Module:
+    """On the CPU and in float32, whatever torch's defaults are."""
+    with torch.device("cpu"):
         return network(card["model"]).build(**card["architecture"]).float()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Within it, weights that would be drawn stay as memory has them: for a network whose every tensor is read from a file."""
+
+    DRAWS = {torch.nn.init.uniform_, torch.nn.init.normal_, torch.nn.init.kaiming_uniform_, torch.Tensor.uniform_, torch.Tensor.normal_}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = kwargs or {}
+        return (args[0] if args else given["tensor"]) if function in self.DRAWS else function(*args, **given)
 
 
 def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
@@ -185,7 +196,8 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     try:
-        model = _built(card, "meta").to_empty(device="cpu")  # weights are not drawn that the file replaces
+        with _NothingDrawn():
+            model = _built(card)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not the network that its card describes: {error}") from None

@@ -18,7 +18,7 @@ from .site import render, stage_book, stage_page
 EXECUTED = BUILD / "executed"  # the published book's notebooks
 # They begin in this order, before the others: the longest, or in the end all other processors would wait for it, and the
 # scorecard when there are singular values by it that both need.
-FIRST = ("spectra", "truncations", "formalism", "networks", "scorecard")
+FIRST = ("spectra", "truncations", "retraining", "networks", "scorecard", "controls")
 
 
 def build_book(profile: str | None = None, only=(), given=None) -> None:

@@ -22,6 +22,7 @@ from traitlets.config import Config
 from ..experiments.files import PUBLISHED, ROOT, RUNS, exclusive, write_json
 from ..experiments.provenance import RECORDED, now, provenance
 from .jobs import Job
+from .kernels import forked_kernels
 from .parameters import changed
 from .section import ASKED, OUTPUT_VARIABLE, digest, own_results
 
@@ -122,7 +123,7 @@ def _execute_into(job: Job, stamp: dict, position: int, threads: int) -> tuple[s
     bar = {"desc": job.section.name, "position": position, "leave": False} if sys.stderr.isatty() else False
     try:
         short = "/tmp" if len(tempfile.gettempdir()) > LONGEST_TMP and os.access("/tmp", os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="tnlib-", dir=short) as sockets, _environment(asked):
+        with tempfile.TemporaryDirectory(prefix="tnlib-", dir=short) as sockets, _environment(asked), forked_kernels():
             # Files of this user instead of ports of this machine: no two kernels meet, and no warning on the page.
             local = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"})
             papermill.execute_notebook(job.section.path, job.executed, parameters=job.values, kernel_name="python3",
