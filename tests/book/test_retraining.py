@@ -75,14 +75,15 @@ def test_the_deep_network_is_shown_as_the_table_has_it(shapes_jobs):
     said, free, noise = texts(job), of_run(table, "free", 1), of_run(table, "noise", 1)
     assert said["deep-name"] == "vanilla" and said["deep-lacking"] == ""
     assert numbers(said["deep-end-noise"]) == [pytest.approx(100 * (noise.gained - noise.lost) / noise.images, abs=0.051)]
-    assert numbers(said["deep-ahead-last"]) == [pytest.approx(100 * (free.accuracy - noise.accuracy), abs=0.051)]
+    (ahead,) = made(job, "retraining-deep-specific").query("epoch == 1")["points"]
+    assert ahead == pytest.approx(100 * (free.accuracy - noise.accuracy))
     assert numbers(said["deep-ratio-free"]) == [pytest.approx(free.train_loss / continued.train_loss, abs=0.0051)]
     assert said["deep-recovered-free"] == f"{int(_upper_bound(free.lost, free.gained, free.images) <= 1)} of 1 case on shapes"
 
 
 def test_truncated_minus_noise_is_paired_image_by_image(shapes_jobs):
     job, table = shapes_jobs["retraining"], shapes("retraining")
-    _, right = read_bits(find_table("retraining", "vanilla", "shapes", 0), {"test": 500})["test"]
+    _, right = read_bits(find_table("retraining", "vanilla", "shapes", 0), {"test": 300})["test"]
     free, noise = (right[of_run(table, arm, 1).name] for arm in ("free", "noise"))
     row = made(job, "retraining-specificity").iloc[0]
     assert row["points"] == pytest.approx(100 * (free.mean() - noise.mean()))
@@ -123,7 +124,7 @@ def test_what_grew_back_is_that_of_the_spectra(shapes_jobs):
     grown = made(job, "retraining-growth").set_index("when")["beyond"]
     for when, found in (("before", whole), ("after 1 epoch", after)):
         beyond = sum((found[layer][rank:] ** 2).sum() for layer, rank in ranks.items())
-        assert grown[when] == pytest.approx(beyond / sum((values ** 2).sum() for values in found.values()), rel=1e-5)
+        assert grown[when] == pytest.approx(beyond / sum((values ** 2).sum() for values in whole.values()), rel=1e-5)
     entropies = made(job, "retraining-entropy").set_index(["arm", "epoch", "layer"])
     p = after["conv3"] ** 2 / (after["conv3"] ** 2).sum()
     assert entropies.loc[("free", 1, "conv3"), "entropy"] == pytest.approx(-(p * np.log2(p)).sum(), rel=1e-5)
@@ -139,6 +140,15 @@ def test_the_chapter_asks_for_what_the_claims_file_does():
     assert claims["3"]["thresholds"] == {"epochs": 3, "margin_points": 1, "share_of_cases": 0.5}
     assert claims["3"]["specificity"]["threshold_points"] == 1
     assert claims["3"]["specificity"]["otherwise"] in " ".join(source.split())
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_whether_noise_is_ahead_by_more_than_another_order_makes(dataset):
+    """Of the deep network: on CIFAR-10 in every case, on CIFAR-100 not in the one that is nearest."""
+    last = read_table(PUBLISHED / "results" / f"retraining-resnet50-{dataset}-s0.csv").query("epoch == 5").set_index(["cut", "strength", "arm"])["correct"]
+    order = abs(last["none", 1.0, "reordered"] - last["none", 1.0, "continued"])
+    ahead = last.xs("noise", level="arm") - last.xs("free", level="arm")
+    assert len(ahead) == 4 and ahead.min() > 0 and (ahead.min() > order) == (dataset == "cifar10")
 
 
 def test_the_last_drop_goes_with_the_error_and_less_with_the_first_drop_in_the_published_tables():
@@ -241,18 +251,45 @@ def test_what_is_not_measured_beside_the_listed_cases_is_said(tmp_path, cells_ru
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_kernels_with_noise_come_back_no_more_than_truncated_ones(dataset):
-    """Of all published runs, as chapter 5 says: most of what noise has put beyond the ranks is there after five epochs."""
+def test_what_comes_back_of_truncations_and_of_noise_is_as_chapter_5_says(dataset):
+    """Of all published runs, against the squared norm of the trained kernels: a tenth of what was dropped is back beyond the ranks, what noise
+    put there stays, and what noise took in front comes back."""
+    def squares(kernel, cut):  # of the singular values, the largest first
+        matrix = tnlib.Cut.parse(cut).matricize(kernel.double()).numpy()
+        matrix = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+        return np.linalg.eigvalsh(matrix @ matrix.T)[::-1]
+
     shares = []
     for seed in range(5):
         spectra = read_spectra(PUBLISHED / "results" / f"retraining-vanilla-{dataset}-s{seed}.csv")
+        kernels = tnlib.conv_kernels(tnlib.load_model("vanilla", dataset, seed))
+        norm = sum(kernel.double().square().sum().item() for kernel in kernels.values())
         ranks = spectra[spectra.arm == "free"].groupby(["cut", "strength"])["ranks"].first()
-        for (cut, strength, epoch), part in spectra[(spectra.arm == "noise") & (spectra.cut != "CP")].groupby(["cut", "strength", "epoch"]):
-            kept = dict(zip(("conv1", "conv2", "conv3", "conv4"), ranks[cut, strength].split()))
-            beyond = part[(part["index"] > part["layer"].map(lambda layer: float(kept[layer].replace("-", "inf"))))]
-            shares.append({"epoch": epoch, "share": (beyond["value"] ** 2).sum() / (part["value"] ** 2).sum()})
-    mean = pd.DataFrame(shares).groupby("epoch")["share"].mean()
-    assert len(shares) == 5 * 4 * 6 and mean[0] > 0.2 and mean[5] > 0.8 * mean[0]
+        for (cut, strength, arm, epoch), part in spectra[spectra.arm.isin(["free", "noise"]) & (spectra.cut != "CP")].groupby(["cut", "strength", "arm", "epoch"]):
+            kept = {layer: np.inf if rank == "-" else int(rank) for layer, rank in zip(kernels, ranks[cut, strength].split())}
+            beyond = part[part["index"] > part["layer"].map(kept)]
+            dropped = sum(squares(kernel, cut)[kept[layer]:].sum() for layer, kernel in kernels.items() if kept[layer] < np.inf) if (arm, epoch) == ("free", 5) else np.nan
+            shares.append({"arm": arm, "epoch": epoch, "tail": (beyond["value"] ** 2).sum() / norm, "all": (part["value"] ** 2).sum() / norm, "dropped": dropped / norm})
+    shares = pd.DataFrame(shares)
+    mean = shares.groupby(["arm", "epoch"]).mean()
+    assert len(shares) == 2 * 5 * 4 * 6
+    ended = shares[(shares.arm == "free") & (shares.epoch == 5)]
+    assert (ended["tail"] / ended["dropped"]).between(0.05, 0.15).all()
+    assert mean["tail"]["noise", 0] > 0.2 and mean["tail"]["noise", 5] == pytest.approx(mean["tail"]["noise", 0], rel=0.1)
+    assert mean["all"]["noise", 5] > mean["all"]["noise", 0] + 0.05
+
+
+@pytest.mark.parametrize("path", sorted((PUBLISHED / "results").glob("retraining*.csv")), ids=lambda path: path.stem)
+def test_matched_noise_begins_with_the_norm_of_its_truncation(path):
+    """Layer by layer, from the singular values noted before training: Σs² of the kernel with noise is that of the truncated one."""
+    if "statistics" in path.stem:  # networks that are not trained; no spectra are noted
+        return
+    begun = read_spectra(path).query("epoch == 0 and arm in ('free', 'noise')")
+    case = [name for name in ("truncated", "cut", "strength") if name in begun]
+    norms = (begun["value"] ** 2).groupby([begun[name] for name in (*case, "layer", "arm")]).sum().unstack("arm")
+    assert len(norms) and ("noise" in norms or "long" in path.stem)  # of the long runs there are none
+    for noise, free in norms.dropna().to_numpy() if "noise" in norms else ():
+        assert noise == pytest.approx(free, rel=5e-3)
 
 
 @pytest.mark.parametrize("case, message", [("OUT at 0.9", "case = 'OUT at 0.9': it takes one of 'OUT at 0.5', 'OUT,KW at 0.5'"),
