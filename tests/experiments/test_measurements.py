@@ -322,10 +322,10 @@ def test_for_trying_fewer_images_are_evaluated():
     shapes = datasets.load_dataset("shapes")
     subject = Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
     entry = catalogue.EXPERIMENTS["truncation"].on(subject)
-    assert np.array_equal(entry.chosen_images(shapes, "test"), shapes.subset(500))
+    assert np.array_equal(entry.chosen_images(shapes, "test"), shapes.subset(300))
     assert entry.splits == ("test", "validation") and catalogue.EXPERIMENTS["memory"].on(subject).splits == ("train",)
-    assert catalogue.EXPERIMENTS["controls"].on(subject).images == 500
-    assert catalogue.EXPERIMENTS["retraining"].on(subject).images == 500
+    assert catalogue.EXPERIMENTS["controls"].on(subject).images == 300
+    assert catalogue.EXPERIMENTS["retraining"].on(subject).images == 300
 
 
 def test_what_is_evaluated_on_training_images_says_nothing_of_test_images(tmp_path, monkeypatch):
@@ -342,8 +342,8 @@ def test_for_trying_runs_are_on_fewer_images():
     shapes = datasets.load_dataset("shapes")
     subject = Subject("vanilla", weights.load_model("vanilla", "shapes"), shapes, 0)
     few = subject.for_runs().dataset
-    assert np.array_equal(few.test_images, shapes.test_images[shapes.subset(500)])  # those of every other experiment
-    assert np.array_equal(few.test_labels, shapes.test_labels[shapes.subset(500)])
+    assert np.array_equal(few.test_images, shapes.test_images[shapes.subset(300)])  # those of every other experiment
+    assert np.array_equal(few.test_labels, shapes.test_labels[shapes.subset(300)])
     assert np.bincount(few.train_labels).tolist() == [75] * 10
     assert np.array_equal(few.validation_images, shapes.validation_images)
     assert len(shapes.train_labels) == 7200 and len(shapes.test_labels) == 2000  # itself untouched

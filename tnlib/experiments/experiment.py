@@ -18,7 +18,7 @@ from .replacements import Replacements
 from .weights import find_weights, read_card
 
 TRAIN_IMAGES, TRAIN_SEED = 5000, 5  # unaugmented training images behind the data-aware error and mean outputs
-QUICK_IMAGES, QUICK_TRAIN_IMAGES = 500, 500  # on the data set for trying
+QUICK_IMAGES, QUICK_TRAIN_IMAGES = 300, 500  # on the data set for trying: a few more than can tell a drop within a point
 QUICK_TRAINED = 750  # training images there, of a re-training
 MANY_LAYERS = 20  # from so many on, networks are fitted, and controls made, at an early, a middle and a late kernel only
 DEEP_IMAGES = 5000  # on which such a network is evaluated: minutes on a GPU
