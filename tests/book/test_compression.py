@@ -56,6 +56,21 @@ def test_steps_are_differences_of_two_ways(table, figures):
         assert row["points"] == row["mean"] == pytest.approx(100 * (last[row["to"]] - last[row["from"]]))
 
 
+def test_at_equal_prices_the_other_way_is_interpolated(table, figures):
+    """Between its one budget and the whole network, by hand over the logarithm of the price; at the budget itself as measured."""
+    found = pd.read_csv(figures / "compression-prices.csv").set_index(["against", "equal"])
+    costs = pd.read_csv(figures / "compression-costs.csv").set_index("arm")
+    for other, price in (("fraction", "parameters"), ("fraction", "multiplications"), ("narrower", "parameters"), ("narrower", "multiplications"), ("narrower", "network_parameters")):
+        line, maps = costs.loc[other], costs.loc["map"]
+        share = 1 if price == "parameters" else np.log(maps[price]) / np.log(line[price])  # of the way from the whole network, whose price is 1
+        if share > 1:
+            assert (other, price) not in found.index, "the other does not reach as far"
+            continue
+        at = costs["accuracy"]["whole"] + share * (line["accuracy"] - costs["accuracy"]["whole"])
+        assert found.loc[(other, price), "mean"] == pytest.approx(maps["accuracy"] - at)
+    assert len(found) >= 3
+
+
 def test_the_choices_are_those_of_the_table_and_lie_on_the_held_out_maps(table, figures, kernels):
     picks = pd.read_csv(figures / "compression-ranks.csv").set_index(["arm", "layer"])
     maps = read_table(find_table("truncation", "vanilla", "shapes", 0)).query("split == 'validation'").set_index(["layer", "cut", "rank"])
@@ -110,6 +125,8 @@ def test_what_chapter_and_front_page_say_in_words_holds_for_the_published_tables
     first_alone, cut_alone = last["fraction-inner-one-cut"] - last["fraction"], last["fraction-inner"] - last["fraction-inner-one-cut"]
     assert first_alone[0.5] > 3 * cut_alone[0.5] > 0 and cut_alone[0.125] > 3 * first_alone[0.125] > 0, "the first layer at a half, the cut at an eighth"
     assert (last["map-one-cut"] - last["fraction-inner-one-cut"]).between(0, 1).all(), "at one cut maps find the first layer, and little else"
+    begun = (first["fraction-inner-one-cut"] - first["fraction"])
+    assert begun[0.125] < 0 < begun[[0.5, 0.25]].min(), "before training, at an eighth, the first layer left whole costs at the old cut"
     looking = last[["map", "data-aware"]].sub(last["fraction-inner"], axis="index")
     assert (looking < 1).all(axis=None) and looking["map"][0.125] < 0, "what the ways that look gain on a rule that spares the first layer"
     inner, first_layer = last["map"] - last["fraction-inner"], last["fraction-inner"] - last["fraction"]
