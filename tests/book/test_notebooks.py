@@ -166,7 +166,7 @@ def test_each_truncation_is_beside_its_own_noise_and_its_own_shrunk_kernel(shape
         of_layer = [ratio for ratio, its in zip(ratios, layers) if its == layer]
         assert by_layer["ratio"][layer] == pytest.approx(np.exp(np.mean(of_layer)), rel=1e-6)
         assert by_layer["ties"][layer] == pytest.approx(np.mean(np.isclose(of_layer, 0)))
-    assert by_layer["ratio"]["all but conv1"] == pytest.approx(np.exp(np.mean([ratio for ratio, its in zip(ratios, layers) if its != "conv1"])))
+    assert by_layer["ratio"]["not conv1"] == pytest.approx(np.exp(np.mean([ratio for ratio, its in zip(ratios, layers) if its != "conv1"])))
     assert 100 * by_layer["less_harm"]["all"] == pytest.approx(float(values["better-1-all"])) and by_layer["empty"].max() <= by_layer["ties"].max()
 
 

@@ -142,6 +142,17 @@ def test_the_chapter_asks_for_what_the_claims_file_does():
     assert claims["3"]["specificity"]["otherwise"] in " ".join(source.split())
 
 
+@pytest.mark.parametrize("dataset, training, test", [("cifar10", 0, 1), ("cifar100", 10, 20)])
+def test_by_which_loss_end_points_are_worse_is_as_chapter_5_says(dataset, training, test):
+    """Of 25 truncated networks each: against the untruncated network trained on."""
+    ends = pd.concat([read_table(PUBLISHED / "results" / f"retraining-vanilla-{dataset}-s{seed}.csv") for seed in range(5)]).query("epoch == 5")
+    own = ends[ends.arm == "continued"].set_index("seed")
+    free = ends[ends.arm == "free"].set_index("seed")
+    assert len(free) == 25
+    assert (free["train_loss"] / own["train_loss"].reindex(free.index) <= 1.10).sum() == training
+    assert (free["loss"] - own["loss"].reindex(free.index) <= 0.03).sum() == test
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_whether_noise_is_ahead_by_more_than_another_order_makes(dataset):
     """Of the deep network: on CIFAR-10 in every case, on CIFAR-100 not in the one that is nearest."""
