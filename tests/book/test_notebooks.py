@@ -17,7 +17,7 @@ import tnlib
 from tnlib import notebook
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.catalogue import EXPERIMENTS, find_table
-from tnlib.experiments.drops import one_points
+from tnlib.experiments.drops import harmless_error_ratios, one_points
 from tnlib.experiments.tables import read_spectra, read_table
 from tnlib.experiments.networks import NETWORKS
 from tnlib.experiments.weights import published_networks, read_card, trained_seeds
@@ -212,6 +212,27 @@ def test_what_is_said_of_truncations_of_the_deep_network_holds(dataset, free, me
     assert (without < 0.7 * near.query("larger").groupby("stage")["accuracy_drop"].mean())[["layer1", "layer2", "layer3"]].all(), "much of it is OUT,IN"
     lost = (1 - lowest["norm_kept"]).groupby(lowest["stage"]).mean()
     assert lost.idxmin() == "layer4" and (lost["layer4"] < 0.1) == (dataset == "cifar10")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_what_the_comparison_with_noise_hangs_on_holds(dataset):
+    """On the two cuts of fewest ranks: where all steps do harm, and where the ratios are small; what is left without them."""
+    ratios = []
+    for seed in trained_seeds("vanilla", dataset):
+        cells, noise = (read_table(PUBLISHED / "results" / f"{what}-vanilla-{dataset}-s{seed}.csv") for what in ("truncation", "noise"))
+        cells = cells.query("split == 'test'")
+        harmful = one_points(cells, by=("seed", "layer", "cut")).assign(harmful=lambda found: found["censored"] == "below")
+        ratios.append(harmless_error_ratios(cells, noise).merge(harmful[["seed", "layer", "cut", "harmful"]], on=["seed", "layer", "cut"]))
+    ratios = pd.concat(ratios).assign(window=lambda found: found["cut"].isin(["KW", "KH"]), log=lambda found: np.log(found["ratio"]))
+    assert ratios.groupby("window")["harmful"].mean().pipe(lambda share: share[True] > 2 * share[False])
+    small = ratios[ratios["log"] < np.log(2 / 3)]
+    assert dataset == "cifar100" or small["window"].mean() > 0.5
+    behind = ratios[ratios.layer != "conv1"]
+    for part, more in ((ratios, ratios[~ratios.window]), (behind, behind[~behind.window])):
+        assert more["log"].mean() > part["log"].mean()
+    by_seed = [part.groupby("seed")["log"].mean() for part in (behind, behind[~behind.window])]
+    highs = [np.exp(logs.mean() + stats.t.ppf(0.975, len(logs) - 1) * logs.sem()) for logs in by_seed]
+    assert dataset == "cifar100" or highs[0] < 1 < highs[1]
 
 
 def test_what_is_said_of_the_rise_with_depth_holds():
