@@ -88,7 +88,7 @@ def test_the_scan_sees_what_is_wrong(address, tab):
     unfolded(tab, address, PAGES[0])
     tab.evaluate("""const hardly = "style='color: #999; background: #bbb'";
         document.querySelector("article").insertAdjacentHTML("beforeend", `<img src='_static/file.png'><p ${hardly}>hardly to be read</p>
-        <div class='highlight'><pre><span class='n'>x</span> <span class='odd' ${hardly}>y</span> <span class='odd' ${hardly}>z</span></pre></div>`)""")
+        <div class='highlight'><pre><span class='n'>one</span> <span class='odd' ${hardly}>other</span> <span class='odd' ${hardly}>another</span></pre></div>`)""")
     tab.evaluate(UNFOLD)
     found = findings(tab)
     assert {finding.split(":")[0] for finding in found} == {"image-alt", "color-contrast"}
