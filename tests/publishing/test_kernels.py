@@ -89,9 +89,20 @@ def test_it_ends_when_who_started_it_is_killed():
         _until(lambda: not _runs(kernel))
 
 
-def test_other_kernels_of_this_process_are_started_as_ever(start):
+@pytest.mark.parametrize("within", [False, True], ids=["outside", "deep"])
+def test_other_kernels_of_this_process_are_started_as_ever(within, tmp_path, monkeypatch):
+    """And all where temporary files lie too deep for the path of a socket."""
+    if within:
+        deep = tmp_path / ("scratch-of-a-batch-job-" * 5)
+        deep.mkdir()
+        monkeypatch.setattr(kernels.tempfile, "tempdir", str(deep))
     with forked_kernels():
-        pass
+        if within:
+            _is_started_as_ever()
+    _is_started_as_ever()
+
+
+def _is_started_as_ever():
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(extra_arguments=["--log-level=50"])
     try:

@@ -6,6 +6,7 @@ The imports take a kernel longer than the cells of many a chapter; kernels that 
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint
@@ -14,15 +15,17 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 SHARED = ["ipykernel.kernelapp", "tnlib.notebook", "tnlib.experiments.resnet"]
 NAME = "tnlib-forked"
+LONGEST_TMP = 60  # letters; the path of a socket may have about a hundred
 
 
 @contextmanager
 def forked_kernels():
-    """Within it, the kernels that this process starts are forked, on Linux."""
+    """Within it, the kernels that this process starts are forked: on Linux, as elsewhere system libraries do not bear it, and where
+    temporary files do not lie too deep for the fork server's socket."""
     factory = KernelProvisionerFactory.instance()
     factory.provisioners[NAME] = EntryPoint(NAME, f"{__name__}:{ForkedKernels.__name__}", factory.GROUP_NAME)
     before = factory.default_provisioner_name
-    if sys.platform == "linux":  # elsewhere system libraries do not bear a fork
+    if sys.platform == "linux" and len(tempfile.gettempdir()) <= LONGEST_TMP:
         factory.default_provisioner_name = NAME
     try:
         yield

@@ -22,11 +22,10 @@ from traitlets.config import Config
 from ..experiments.files import PUBLISHED, ROOT, RUNS, exclusive, write_json
 from ..experiments.provenance import RECORDED, now, provenance
 from .jobs import Job
-from .kernels import forked_kernels
+from .kernels import LONGEST_TMP, forked_kernels
 from .parameters import changed
 from .section import ASKED, OUTPUT_VARIABLE, digest, own_results
 
-LONGEST_TMP = 60  # letters; the path of a socket may have about a hundred
 PACKAGES = (*RECORDED, "matplotlib", "papermill", "jupyter-book")  # whose versions the record of a run names
 
 
