@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 
 from tnlib import notebook
 from tnlib.publishing import figures
+from tnlib.publishing.building import FIRST_TO_MEASURE, in_order
 from tnlib.publishing.jobs import Job, section_values, sections
 from tnlib.publishing.kernels import forked_kernels
 from tnlib.publishing.parameters import changed
@@ -30,9 +31,8 @@ def shapes_jobs(shared):
     """Every section of the book, executed with the `shapes` profile: name → job."""
     jobs = {name: Job(section, section_values(section, "shapes", {}), shared / "shapes" / name)
             for name, section in sections().items()}
-    first = ("truncations", "scorecard", "retraining", "controls")  # those that measure longest, and what others look for
     with FileLock(shared / "shapes.lock"):
-        run([jobs[name] for name in dict.fromkeys((*first, *jobs))])  # but what another process has run already
+        run(in_order(list(jobs.values()), FIRST_TO_MEASURE))  # but what another process has run already
     return jobs
 
 

@@ -75,10 +75,19 @@ def test_only_the_sections_that_are_named_and_those_that_never_ran_are_brought_u
 
 
 def test_chapters_that_take_longest_begin_first(ran, monkeypatch):
-    assert set(building.FIRST) <= set(sections()), "a chapter that was renamed"
     monkeypatch.setattr(building, "FIRST", ("other",))
     build_book("published")
     assert ran == [("other", 8), ("tiny", 8)]
+
+
+def test_chapters_that_measure_for_others_begin_first(ran, monkeypatch):
+    monkeypatch.setattr(building, "FIRST_TO_MEASURE", ("other",))
+    build_book("published", given={"rank": 6})
+    assert ran == [("other", 6), ("tiny", 6)]
+
+
+def test_chapters_that_begin_first_are_there():
+    assert {*building.FIRST, *building.FIRST_TO_MEASURE} <= set(sections()), "a chapter that was renamed"
 
 
 def test_a_profile_given_twice_is_refused(ran):

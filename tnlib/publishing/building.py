@@ -16,9 +16,11 @@ from .running import held, outdated, run
 from .site import render, stage_book, stage_page
 
 EXECUTED = BUILD / "executed"  # the published book's notebooks
-# They begin in this order, before the others: the longest, or in the end all other processors would wait for it, and the
-# scorecard when there are singular values by it that both need.
+# They begin in this order, before the others. Of the published book: the longest, or in the end all other processors would
+# wait for it, and the scorecard when there are singular values by it that both need. Of any other book: those that measure
+# what later ones show where it is there (gauges, noise, re-trainings), or these would be out of date as soon as they are made.
 FIRST = ("spectra", "truncations", "retraining", "networks", "scorecard", "controls")
+FIRST_TO_MEASURE = ("controls", "retraining", "truncations", "networks", "compression")
 
 
 def build_book(profile: str | None = None, only=(), given=None) -> None:
@@ -46,10 +48,15 @@ def build_book(profile: str | None = None, only=(), given=None) -> None:
     jobs = [Job(section, values[name], folder / "executed" / name) for name, section in book.items()]
     with held(jobs, click.echo):
         asked = [job for job in jobs if not chosen or job.section.name in chosen or not job.has_run]
-        run(sorted(asked, key=lambda job: FIRST.index(job.section.name) if job.section.name in FIRST else len(FIRST)), click.echo)
+        run(in_order(asked, FIRST if published else FIRST_TO_MEASURE), click.echo)
         stage_book(jobs, folder / "stage")
         page = render(folder / "stage", ROOT if published else folder, click.echo)
     click.echo(f"The book: {page}" if published else f"The book, not the published one: {page}")
+
+
+def in_order(jobs: list[Job], first: tuple[str, ...]) -> list[Job]:
+    """The jobs of the sections `first`, in its order, then the others in theirs."""
+    return sorted(jobs, key=lambda job: first.index(job.section.name) if job.section.name in first else len(first))
 
 
 def run_section(name: str, given: dict, profile: str | None = None) -> None:
