@@ -49,13 +49,15 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Several workers: one of them takes all tests of a file that share a page, a browser or the scorecard."""
+    """Several workers: one of them takes all tests of a file that share a page or a browser, and all of the scorecard's."""
     from xdist.scheduler import LoadScopeScheduling
 
     class SharingByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            shared = nodeid.startswith(("tests/book/", "tests/publishing/test_scorecard.py"))
-            return nodeid.split("::")[0] if shared else nodeid
+            file = nodeid.split("::")[0]
+            if "scorecard" in file:
+                return "the scorecard"
+            return file if file.startswith("tests/book/") else nodeid
 
     return SharingByFile(config, log)
 
