@@ -6,7 +6,7 @@ from .cards import read_cards
 from .claims import read_claims
 from .jobs import Job
 from .judging import TITLES
-from .sphinx_extension import downloads
+from .sphinx_extension import downloads, images
 
 FILTERS = {"claim": "claim", "network": "model", "data set": "dataset"}  # what the page calls it → the key of a source
 
@@ -45,8 +45,7 @@ def _filters(cards: list[dict]) -> str:
 def _item(card: dict) -> str:
     """One card: picture, number (which leads to its chapter) and caption, claims, files."""
     id, classes = card["id"], " ".join(_class(kind, value) for kind in FILTERS for value in _values(card, kind))
-    picture = "".join(f'<img class="only-{theme}" src="../figures/{id}{name}" alt="">' for theme, name in (
-        ("light", ".svg"), ("dark", ".dark.svg"))) if card["kind"] == "figure" else ""
+    picture = images(card, "../", alt="") if card["kind"] == "figure" else ""
     claims = ", ".join(card["claims"])
     bears = f"Bears on claim{'s' if len(card['claims']) > 1 else ''} {claims}." if claims else ""
     shown = f"```{{raw}} html\n<div class=\"thumbnail\">{picture}</div>\n```\n\n" if picture else ""

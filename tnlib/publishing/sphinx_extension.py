@@ -55,11 +55,15 @@ def _raw(text):
 
 
 def _picture(card: dict, up: str) -> str:
-    """The picture in both themes, of which the page shows one; a click opens it alone."""
-    alt = html.escape(card["alt"], quote=True)
-    images = "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{alt}">'
-                     for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
-    return f'<div class="figure-picture width-{card.get("width_mm", 178)}"><a href="{up}figures/{card["id"]}.svg">{images}</a></div>'
+    """The picture, as wide as in print; a click opens it alone."""
+    return f'<div class="figure-picture width-{card["width_mm"]}"><a href="{up}figures/{card["id"]}.svg">{images(card, up, card["alt"])}</a></div>'
+
+
+def images(card: dict, up: str, alt: str) -> str:
+    """A figure's picture in both themes, as HTML. The page shows one of them, and a browser does not fetch the other, nor one
+    that is far from what is seen; its place is kept."""
+    return "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{html.escape(alt, quote=True)}" loading="lazy" '
+                   f'width="{card["width_mm"]}" height="{card["height_mm"]}">' for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
 
 
 def _line(card: dict, up: str) -> list[nodes.Node]:
