@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import yaml
 
 import tnlib
@@ -252,6 +253,25 @@ def test_other_cases_are_counted_each_truncation_once(monkeypatch, tmp_path, cel
         assert row[f"{arm} ratio"] == pytest.approx(end[arm].train_loss / end["continued"].train_loss)
     assert row["ahead after 5"] == pytest.approx(100 * (end["free"].accuracy - end["noise"].accuracy))
     assert said["alone-unreached"] == "1 of 2 cases"
+    order = pd.read_csv(tmp_path / "figures" / "retraining-more-order.csv").set_index("case")
+    assert set(order.index) == set(drawn[drawn.what == "all layers at once"]["case"]) - {"KW at 0.1"} and order.loc["OUT,IN at 0.1", "last"] == 0
+    start = of_run(answers, "free", 0)
+    assert order.loc["KW at 0.5", "first"] == pytest.approx(100 * (start.lost - start.gained) / start.images)
+
+
+def test_how_near_truncations_of_all_layers_come_back_is_as_chapter_5_says():
+    """The last drop goes with the error; where the first and the last drop go against each other, it is for KW, KH and OUT,IN."""
+    cuts = [read_table(find_table(experiment, "vanilla", "cifar10", 0)) for experiment in ("retraining", "retraining-cuts")]
+    runs = pd.concat(cuts).query("cut != 'none' and arm == 'free'").set_index(["strength", "cut", "epoch"]).sort_index()
+    runs = runs[~runs.index.duplicated()]
+    error, taus = runs["relative_error"].xs(0, level="epoch"), {}
+    first, last = (runs["accuracy_drop"].xs(epoch, level="epoch") for epoch in (0, 5))
+    for strength in (0.5, 0.1):
+        assert scipy.stats.kendalltau(error[strength], last[strength]).statistic > 0.85
+        taus[strength] = scipy.stats.kendalltau(first[strength], last[strength]).statistic
+    assert taus[0.5] < 0 < taus[0.1]
+    few = ["KW", "KH", "OUT,IN"]  # of three, three and nine ranks
+    assert first[0.5][few].mean() > first[0.5].drop(few).mean() and last[0.5][few].max() < last[0.5].drop(few).min()
 
 
 def test_what_is_not_measured_beside_the_listed_cases_is_said(tmp_path, cells_run_here, other_results):

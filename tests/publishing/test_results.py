@@ -21,6 +21,7 @@ from tnlib.experiments.weights import find_weights, initial_model, load_model, p
 from tnlib.publishing import results
 from tnlib.publishing.results import about_networks, available, measured, stand_in, titles
 from tnlib.publishing.section import OpenSection
+from tnlib.tensors.cuts import CUTS
 
 
 def test_several_data_sets_below_each_other_under_their_own_names(monkeypatch):
@@ -243,3 +244,17 @@ def test_what_chapter_3_says_of_one_data_set_in_words_holds():
         found = found[found["relative_error"] <= curve["error"].max()]
         less.setdefault(layer, []).extend(np.interp(found["relative_error"], curve["error"], curve["accuracy_drop"]) < found["accuracy_drop"])
     assert min(np.mean(less["conv1"]), np.mean(less["conv2"])) > 0.5 and max(np.mean(less["conv3"]), np.mean(less["conv4"])) < 0.15
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_what_chapter_3_says_of_leaving_the_first_layer_alone_holds(dataset):
+    """The points that it saves at a loss of a tenth, all layers truncated at once."""
+    joint = results.results("joint", "vanilla", dataset)
+    drops = {}
+    for (which, common, cut, _), line in joint.groupby(["layers", "common", "cut", "seed"]):
+        line = line.assign(lost=1 - line["norm_kept"]).sort_values("lost")
+        drops.setdefault((which, common, cut), []).append(np.interp(0.1, [0, *line["lost"]], [0, *line["accuracy_drop"]], right=np.nan))
+    saved = lambda common, cut: np.mean(drops["all", common, cut]) - np.mean(drops["all but the first", common, cut])
+    assert max(saved("fraction", "OUT"), saved("fraction", "IN")) < 9.5 and abs(saved("error", "IN")) < 3.5
+    assert min(saved("fraction", cut.name) for cut in CUTS if cut.name not in ("OUT", "IN")) > 17.5
+    assert saved("error", "OUT") > 1.5 * max(saved("error", "OUT,KW"), saved("error", "OUT,KH"))
