@@ -247,6 +247,17 @@ def test_what_chapter_3_says_of_one_data_set_in_words_holds():
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_what_chapter_4_says_of_one_term_in_a_deep_network_holds(dataset):
+    """It costs much in the early kernel alone, and brings most back there of what the mean output costs."""
+    one = results.results("cp", "resnet50", dataset).query("rank == 1").set_index("layer")
+    mean = results.results("controls", "resnet50", dataset).query("kind == 'mean'").groupby("layer")["accuracy_drop"].mean()
+    early, *later = one.index
+    assert one.loc[early, "accuracy_drop"] > 2 * one.loc[later, "accuracy_drop"].max()
+    back = (1 - one["accuracy_drop"] / mean).loc[one.index]
+    assert back.idxmax() == early and (one["accuracy_drop"] < mean[one.index]).all()
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_what_chapter_3_says_of_leaving_the_first_layer_alone_holds(dataset):
     """The points that it saves at a loss of a tenth, all layers truncated at once."""
     joint = results.results("joint", "vanilla", dataset)

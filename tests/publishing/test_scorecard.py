@@ -66,6 +66,16 @@ def test_what_the_page_says_in_words_holds_for_the_published_numbers(card):
         assert value("1a", dataset, "shrink") > 0.5 > value("1a", dataset, "cells with λ*")
 
 
+def test_what_the_page_says_of_other_ways_to_choose_ranks_holds(card):
+    found = card.numbers("5").query("model == 'vanilla'")
+    gains = lambda words: {(row.dataset, float(row.number.rsplit(" at ", 1)[1].split()[0])): row for row in found[found["number"].str.contains(words)].itertuples()}
+    narrower, norm, inner, output = map(gains, ("narrower", "one norm", "first layer whole", "data-aware"))
+    assert len(norm) == len(inner) == len(output) == 6
+    assert all(row.value > 0 for key, row in narrower.items() if key[0] == "cifar100") and all(row.value > 0 for row in norm.values())
+    assert [key for key, row in inner.items() if row.value > 0.5] == [("cifar100", 0.125)]
+    assert all(row.low < 0 for row in output.values()) and [key for key, row in output.items() if row.value < -1] == [("cifar10", 0.125)]
+
+
 def test_claim_3_says_where_the_untruncated_networks_do_no_better(card):
     """Their share of the continued runs, row by row from the tables."""
     found = {}
