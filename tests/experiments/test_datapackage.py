@@ -1,6 +1,7 @@
 """The description of the published tables fits them."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -105,3 +106,10 @@ def test_of_two_that_describe_at_once_none_loses_a_table(small, tmp_path, monkey
         added.set()
         first.result()
     assert len(package(tmp_path)["resources"]) == 2
+
+
+def test_what_is_published_is_described_as_it_would_be_now(tmp_path, monkeypatch):
+    """Or a column of another meaning, or a changed word, would not reach those who read the tables."""
+    monkeypatch.setattr(datapackage, "RUNS", tmp_path / "none")
+    shutil.copytree(PUBLISHED / "results", tmp_path / "results")
+    assert package(describe_results(tmp_path).parent) == package(PUBLISHED)

@@ -1,5 +1,7 @@
 """What `tnlib build` and `tnlib run` do with notebooks that were run: which of them, and how numbers are compared."""
 
+import contextlib
+
 import nbformat
 import pytest
 
@@ -105,3 +107,46 @@ def test_a_parameter_that_no_section_has_is_refused_with_those_that_there_are(ra
     with pytest.raises(ParameterError, match="no section has a parameter 'rnak'. There are:\n  tiny: rank\n  other: rank"):
         build_book("published", given={"rnak": 3})
     assert not ran
+
+
+@pytest.mark.parametrize("work, names", [(lambda: build_book("published"), ["tiny", "other"]), (lambda: run_section("tiny", {"rank": 6}), ["tiny"])],
+                         ids=["build", "run"])
+def test_from_running_to_rendering_no_other_process_works_at_the_same_pages(ran, monkeypatch, work, names):
+    inside, rendered, render = [], [], building.render
+
+    @contextlib.contextmanager
+    def held(jobs, say):
+        inside[:] = [job.section.name for job in jobs]
+        yield
+        inside.clear()
+
+    monkeypatch.setattr(building, "held", held)
+    monkeypatch.setattr(building, "render", lambda *arguments: (rendered.append(list(inside)), render(*arguments))[1])
+    work()
+    assert rendered == [names]
+
+
+def test_whether_the_published_page_is_old_is_asked_with_the_published_parameters(ran, monkeypatch):
+    build_book("published")
+    asked = []
+    monkeypatch.setattr(building, "outdated", lambda job: asked.append((job.values["rank"], job.folder)) or [])
+    run_section("tiny", {"rank": 6})
+    assert asked == [(8, building.EXECUTED / "tiny")]
+
+
+def test_numbers_that_one_page_alone_has_are_shown_and_in_brackets_too(ran, monkeypatch, capsys):
+    build_book("published")
+    there = {"ours": {"new": "[bold]1", "same": "4"}, "theirs": {"old": "[2, 3]", "same": "4"}}
+    monkeypatch.setattr(building, "glued_values", lambda path: there["theirs" if building.EXECUTED in path.parents else "ours"])
+    run_section("tiny", {"rank": 6})
+    said = capsys.readouterr().out
+    assert "[bold]1" in said and "[2, 3]" in said and said.count("–") == 2 and "same" not in said
+
+
+def test_a_day_of_work_is_announced_and_nothing_else(ran, monkeypatch, capsys):
+    for profile, announced in (("published", False), ("full", True)):
+        monkeypatch.setattr(building, "section_values", lambda section, profile, given: {"rank": 8} | (
+            {"profile": profile} if section.name == "tiny" else {}))
+        for work in (lambda: build_book(profile), lambda: run_section("tiny", {}, profile)):
+            work()
+            assert ("days on a CPU" in capsys.readouterr().out) == announced

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -94,3 +95,22 @@ def test_before_the_book_is_built_cite_says_how(monkeypatch, tmp_path):
     monkeypatch.setattr(building, "EXECUTED", tmp_path)
     found = CliRunner().invoke(main, ["cite", "--list"])
     assert found.exit_code == 1 and "tnlib build" in found.output
+
+
+def test_the_year_in_bibtex_is_that_of_the_version(monkeypatch):
+    monkeypatch.setattr(cards, "citation", lambda dated=replace(citation(), date="2031-02-03"): dated)
+    assert parse_string(cards.bibtex(CARD), "bibtex").entries["tnlib-truncation-map"].fields["year"] == "2031"
+
+
+def test_what_a_figure_was_made_from_names_files_weights_parameters_and_commit():
+    source, parameters, made_with = cards.about_sources(CARD | {"sources": [SOURCE]})
+    assert "sha256 abababababab…" in source and "weights cdcdcdcdcdcd…" in source
+    assert parameters == "parameters of truncations: model = 'vanilla', rank = 3"
+    assert CARD["git_commit"] in made_with and "torch 2.13.0" in made_with
+
+
+def test_cards_come_in_the_order_of_the_page(tmp_path):
+    places = {"a-last": 3, "b-first": 0, "c-third": 2, "d-second": 1}
+    for id, place in places.items():
+        (tmp_path / f"{id}.json").write_text(json.dumps(CARD | {"id": id, "place": place}))
+    assert list(cards.read_cards([tmp_path])) == ["b-first", "d-second", "c-third", "a-last"]

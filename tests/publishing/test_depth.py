@@ -62,3 +62,22 @@ def test_a_few_layers_are_all_shown_and_named():
 def test_layers_without_a_dot_are_stages_of_their_own():
     kernels = {f"conv{k}": torch.zeros(2, 2, 3, 3) for k in range(1, 13)}
     assert panel_layers(kernels) == list(kernels)
+
+
+def test_the_axis_begins_and_ends_half_a_layer_beyond_the_layers():
+    fig, ax = plt.subplots()
+    depth_axis(ax, [f"layer{k // 4}.conv{k}" for k in range(12)])
+    assert ax.get_xlim() == (0.5, 12.5)
+    plt.close(fig)
+
+
+def test_of_eight_layers_of_one_stage_all_have_panels_and_of_nine_some():
+    of_one_stage = lambda count: {f"layer1.{k}": torch.zeros(2, 2, 3, 3) for k in range(count)}
+    assert panel_layers(of_one_stage(8)) == list(of_one_stage(8))
+    assert panel_layers(of_one_stage(9)) == ["layer1.0", "layer1.8"]
+
+
+@pytest.mark.parametrize("larger, expected", [((), ["layer1.0"]), ((3, 5, 7), ["layer1.0", "layer1.3", "layer1.7"])])
+def test_the_first_layer_has_a_panel_even_where_its_kernel_is_1x1(larger, expected):
+    size = lambda k: (3, 3) if k in larger else (1, 1)
+    assert panel_layers({f"layer1.{k}": torch.zeros(2, 2, *size(k)) for k in range(9)}) == expected

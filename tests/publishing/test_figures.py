@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from tnlib.experiments.weights import find_weights, read_card
-from tnlib.publishing import figures
+from tnlib.publishing import cards, figures
 from tnlib.publishing.pictures import AS_IT_IS, ONE_COLUMN, TWO_COLUMNS, check_picture, not_in_data
 from tnlib.publishing.results import results
 from tnlib.publishing.section import open_section, section
@@ -268,3 +268,41 @@ def test_eight_layers_look_different_in_colour_and_in_grey_and_then_looks_come_a
     assert len(looks) == 10 and looks["conv9"] == looks["conv1"] and looks["conv10"] == looks["conv2"]
     for part in (0, 1):  # colour, marker
         assert len({look[part] for look in looks.values()}) == 8
+
+
+def test_the_card_says_what_differs_from_the_published_figure_and_its_place_on_the_page(shown, tmp_path):
+    for id in ("a-first", "a-second", "a-first"):  # a cell that is run again
+        figures.figure(draw(), id, "Caption.", ALT, DATA, **FROM)
+    first, second = (json.loads((tmp_path / "figures" / f"{id}.json").read_text()) for id in ("a-first", "a-second"))
+    assert (first["place"], second["place"]) == (0, 1)
+    assert first["changed"] == {"dataset": "shapes"} and "figure a-first with dataset = shapes" in cards.sentence(first)
+
+
+def test_the_card_names_the_weights_of_the_seed_of_the_page(shown, tmp_path):
+    section.values.update(dataset="cifar10", seed=3)
+    figures.figure(draw(), "a-line", "Caption.", ALT, DATA, **FROM)
+    (source,) = json.loads((tmp_path / "figures" / "a-line.json").read_text())["sources"]
+    assert source["file"] == "published/weights/vanilla-cifar10-s3.safetensors" and source["seed"] == 3
+
+
+def test_what_is_read_twice_is_one_source(shown, tmp_path):
+    for _ in range(2):
+        results("controls", "vanilla", "cifar10")
+    section.values["dataset"] = "cifar10"
+    figures.figure(draw(), "a-line", "Caption.", ALT, DATA, sources=("controls",), claims=())
+    files = [source["file"] for source in json.loads((tmp_path / "figures" / "a-line.json").read_text())["sources"]]
+    assert files and len(files) == len(set(files))
+
+
+def test_the_card_names_what_is_drawn_of_a_data_set_that_is_a_file(shown, monkeypatch):
+    monkeypatch.setitem(section.values, "dataset", "/somewhere/mine.npz")
+    monkeypatch.setitem(section.read, "noise", ["mine", "cifar10"])
+    monkeypatch.setattr(cards, "_source", lambda what, name: {"what": what, "dataset": name})
+    for data in (DATA, DATA.assign(dataset="/somewhere/mine.npz")):
+        assert cards.drawn_from(("noise",), data) == [{"what": "noise", "dataset": "mine"}]
+
+
+def test_a_new_page_has_read_nothing_yet(shown):
+    results("spectra", "vanilla", "shapes", shuffled=False)
+    open_section("networks", "networks", {"model": "vanilla"}, {})
+    assert section.read == {} and section.made == []

@@ -260,3 +260,82 @@ def test_a_second_process_waits_and_what_a_killed_run_left_is_cleared(tmp_path, 
     with pytest.raises(NotebookError):
         run([job], said.append)
     assert job.has_run and building.glued_values(job.executed) == {"double": "10"}
+
+
+def test_a_page_of_your_own_images_is_stale_when_they_change(tmp_path, light, monkeypatch):
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+    images = tmp_path / "mine.npz"
+    images.write_text("1")
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD), {"rank": 5, "dataset": str(images)}, tmp_path / "out")
+    job.folder.mkdir()
+    (job.folder / "stamp.json").write_text(json.dumps(running._stamp(job)))
+    assert outdated(job) == []
+    images.write_text("2")
+    assert outdated(job) == ["your networks or data changed"]
+
+
+def test_notebooks_that_run_at_once_share_the_cores_and_all_that_failed_are_named(tmp_path, monkeypatch):
+    asked = []
+
+    class Pool:
+        def __init__(self, workers, mp_context):
+            asked.append(workers)
+
+        __enter__, __exit__ = lambda self: self, lambda self, *_: None
+
+        def submit(self, work, job, stamp, position, threads):
+            asked.append(threads)
+            return SimpleNamespace(result=lambda: (f"{job.section.name} stopped" if job.section.name != "b" else None, 1.0))
+
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(running.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(running, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(running, "_stamp", lambda job: {"its text": "1"})
+    with pytest.raises(NotebookError, match="^a stopped\nc stopped$"):
+        run([Job(Section(name, tmp_path / f"{name}.ipynb"), {}, tmp_path / name) for name in "abc"], lambda words: None)
+    assert asked == [2, 4, 4, 4], "two at once, on half of the threads each"
+
+
+def test_a_kernel_that_dies_is_named_and_the_notebook_kept(tmp_path, light):
+    job = Job(notebook(tmp_path / "tiny.ipynb", HEAD, "import os\nos._exit(1)"), {"rank": 5}, tmp_path / "out")
+    with pytest.raises(NotebookError, match="(?s)tiny.ipynb: its kernel died .*stopped-tiny.ipynb"):
+        run([job], lambda words: None)
+    assert job.stopped.is_file() and not job.has_run
+
+
+def test_the_environment_is_as_it_was_after_a_run(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("TNLIB_OUTPUT", raising=False)
+    with running._environment({"OMP_NUM_THREADS": "2", "TNLIB_OUTPUT": "x"}):
+        assert running.os.environ["OMP_NUM_THREADS"] == "2" and running.os.environ["TNLIB_OUTPUT"] == "x"
+    assert running.os.environ["OMP_NUM_THREADS"] == "7" and "TNLIB_OUTPUT" not in running.os.environ
+
+
+def test_jupyter_book_is_told_label_caption_and_alternative_text_and_to_leave_out_what_papermill_added(tmp_path):
+    output = nbformat.v4.new_output("display_data", {"text/plain": "x"}, metadata={"tnlib": {"id": "a-line", "caption": "What.", "alt": "Seen."}})
+    cells = [nbformat.v4.new_code_cell("rank = 5", metadata={"tags": ["injected-parameters"]}), nbformat.v4.new_code_cell("", outputs=[output])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path := tmp_path / "n.ipynb")
+    running._label_figures(path)
+    added, drawn = nbformat.read(path, as_version=4).cells
+    assert added.metadata["tags"] == ["injected-parameters", "remove-cell"]
+    assert drawn.metadata["mystnb"] == {"figure": {"name": "a-line", "caption": "What."}, "image": {"alt": "Seen."}}
+
+
+def test_tables_that_were_renamed_are_other_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(section_module, "RUNS", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "noise-vanilla-mine-s0.json").write_text("{}")
+    before = section_module.own_results("noise-*.json")
+    (tmp_path / "results" / "noise-vanilla-mine-s0.json").rename(tmp_path / "results" / "noise-vanilla-mine-s1.json")
+    assert section_module.own_results("noise-*.json") != before
+
+
+def test_what_a_page_has_measured_itself_does_not_make_it_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(section_module, "RUNS", tmp_path)
+    monkeypatch.setenv("TNLIB_OUTPUT", str(tmp_path))
+    page, pattern = section_module.OpenSection(folder=tmp_path), "noise-*.json"
+    page.ask(pattern)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "noise-vanilla-mine-s0.json").write_text("{}")
+    page.ask(pattern)
+    assert json.loads((tmp_path / "asked.json").read_text()) == {pattern: section_module.own_results(pattern)}
