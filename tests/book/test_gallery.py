@@ -103,7 +103,7 @@ def test_a_click_leads_to_the_file(site, tab, kind):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_each_theme_shows_its_own_picture_without_a_box(site, tab, theme):
     tab.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
-    for page in ("book/02_spectra.html", "book/gallery.html"):  # whose pictures are fetched where they are seen
+    for page in ("book/02_spectra.html", "book/gallery.html"):
         tab.goto((site / page).as_uri())
         assert tab.evaluate("document.documentElement.dataset.theme") == theme
         shown = tab.locator("main img:visible")

@@ -45,7 +45,7 @@ def _filters(cards: list[dict]) -> str:
 def _item(card: dict) -> str:
     """One card: picture, number (which leads to its chapter) and caption, claims, files."""
     id, classes = card["id"], " ".join(_class(kind, value) for kind in FILTERS for value in _values(card, kind))
-    picture = images(card, "../", alt="") if card["kind"] == "figure" else ""
+    picture = images(card, "../", alt="", loading="lazy") if card["kind"] == "figure" else ""
     claims = ", ".join(card["claims"])
     bears = f"Bears on claim{'s' if len(card['claims']) > 1 else ''} {claims}." if claims else ""
     shown = f"```{{raw}} html\n<div class=\"thumbnail\">{picture}</div>\n```\n\n" if picture else ""

@@ -49,7 +49,7 @@ def _one_page(folder: Path) -> Path:
     text = re.sub(r'href="book/index\.html#(id\d+)"', r'href="#cited-\1"', text)
     text = re.sub(r'(<div class="citation" id=")(id\d+)"', r'\1cited-\2"', text)
     text = text.replace('href="book/index.html#', 'href="#')
-    text = text.replace('src="../figures/', 'src="figures/').replace(' loading="lazy"', "")  # printed is what is there
+    text = text.replace('src="../figures/', 'src="figures/')
     # Links to files that do not come with the paper.
     text = re.sub(r'(<a [^>]*)href="(_downloads|\.\./figures|\.\./results)/[^"]*"', r"\1", text)
     page = folder / "index.html"

@@ -59,11 +59,14 @@ def _picture(card: dict, up: str) -> str:
     return f'<div class="figure-picture width-{card["width_mm"]}"><a href="{up}figures/{card["id"]}.svg">{images(card, up, card["alt"])}</a></div>'
 
 
-def images(card: dict, up: str, alt: str) -> str:
-    """A figure's picture in both themes, as HTML. The page shows one of them, and a browser does not fetch the other, nor one
-    that is far from what is seen; its place is kept."""
-    return "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{html.escape(alt, quote=True)}" loading="lazy" '
-                   f'width="{card["width_mm"]}" height="{card["height_mm"]}">' for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
+def images(card: dict, up: str, alt: str, loading: str = "eager") -> str:
+    """A figure's picture in both themes, of which the page shows one, as HTML; its place is kept until it is there.
+
+    `loading`: "lazy" where a browser is to fetch it only when it comes near to what is seen; it would be missing on paper.
+    """
+    size = f'width="{card["width_mm"]}" height="{card["height_mm"]}"' if "height_mm" in card else ""  # of an earlier version's page
+    return "".join(f'<img class="only-{theme}" src="{up}figures/{card["id"]}{name}" alt="{html.escape(alt, quote=True)}" loading="{loading}" {size}>'
+                   for theme, name in (("light", ".svg"), ("dark", ".dark.svg")))
 
 
 def _line(card: dict, up: str) -> list[nodes.Node]:
