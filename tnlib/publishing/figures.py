@@ -62,8 +62,8 @@ def figure(fig, id: str, caption: str, alt: str, data: pd.DataFrame, sources: tu
         raise ValueError(f"figure {id!r}: {error}") from None
     sources = drawn_from(sources, data)
     caption += _on_fewer_images(sources)
-    folder, card = section.folder / "figures", {"id": id, "kind": "figure", "caption": caption, "alt": alt,
-                                               **{f"{side}_mm": round(25.4 * inches) for side, inches in zip(("width", "height"), fig.get_size_inches())}}
+    width, height = (round(25.4 * inches) for inches in fig.get_size_inches())
+    folder, card = section.folder / "figures", {"id": id, "kind": "figure", "caption": caption, "alt": alt, "width_mm": width, "height_mm": height}
     files = write_pictures(fig, folder, id, about(card))
     plt.close(fig)  # or Jupyter shows it a second time
     write_card(folder, card, [*files, _write_data(folder, id, data)], sources, claims)
