@@ -499,6 +499,40 @@ def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_
         assert abs(whole - stored) < 0.01, "by itself next to neutral"
 
 
+def test_which_rule_for_all_layers_serves_better_depends_on_the_network_as_said():
+    """Within a point, and at a loss of a tenth, at the four cuts that the deep network has too."""
+    within, tenths = {}, {}
+    for model, seeds in (("vanilla", range(3)), ("resnet50", [0])):
+        for dataset in ("cifar10", "cifar100"):
+            lines = pd.concat([read_table(PUBLISHED / "results" / f"joint-{model}-{dataset}-s{seed}.csv") for seed in seeds]).query(
+                "layers == 'all' and cut in ['OUT', 'IN', 'OUT,KW', 'OUT,IN']").assign(loss=lambda rows: 1 - rows["norm_kept"]).sort_values("loss")
+            fine = lines[[_upper_bound(*row) <= 1 for row in zip(lines["lost"], lines["gained"], lines["images"])]]
+            within[model, dataset] = fine.groupby(["common", "seed"])["loss"].max().groupby("common").mean()
+            at_a_tenth = [(common, interpolate.interp1d([0, *line["loss"]], [0, *line["accuracy_drop"]])(0.1))
+                          for (common, _, _), line in lines.groupby(["common", "cut", "seed"]) if line["loss"].max() >= 0.1]
+            tenths[model, dataset] = {rule: np.median([drop for common, drop in at_a_tenth if common == rule]) for rule in ("fraction", "error")}
+    for (model, dataset), loss in within.items():
+        assert loss["error"] > 1.5 * loss["fraction"] if model == "resnet50" else loss["error"] < loss["fraction"], (model, dataset)
+        drops = tenths[model, dataset]
+        assert drops["error"] < drops["fraction"] / 2 if model == "resnet50" else abs(drops["error"] - drops["fraction"]) < 5, (model, dataset)
+
+
+def test_cuts_with_two_modes_on_a_side_leave_the_fewest_parameters_as_said():
+    """In the published tables, within a point, but for KW and KH: as the table of kinds has it."""
+    kernels = tnlib.conv_kernels(tnlib.load_model("vanilla", "cifar10"))
+    for dataset in ("cifar10", "cifar100"):
+        left = {}
+        for seed in range(3):
+            swept, together = (read_table(PUBLISHED / "results" / f"{name}-vanilla-{dataset}-s{seed}.csv").query("split == 'test'") for name in ("truncation", "multi-mode"))
+            curves = pd.concat([swept.query("cut not in ['KW', 'KH']"), together.assign(cut="both", rank=together["fraction"])])
+            for (layer, cut), curve in curves.groupby(["layer", "cut"]):
+                harmless, _ = _harmless_and_next(curve)
+                share = 1.0 if harmless.empty else harmless["parameters"].iloc[-1] / kernels[layer].numel()
+                left.setdefault("two" if "," in cut else cut if cut == "both" else "one", []).append(share)
+        means = {kind: np.mean(shares) for kind, shares in left.items()}
+        assert means["two"] < 0.9 * min(means["one"], means["both"]), dataset
+
+
 def test_what_the_chapter_on_truncations_says_of_single_kernels_of_the_deep_network_holds_for_the_published_table():
     """The grid begins at a twentieth; in the last stage nothing in it does harm, and little norm is left to lose; deeper kernels can
     spare more ranks; and all have been trained."""
