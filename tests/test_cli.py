@@ -19,6 +19,15 @@ def run(*words):
     return result
 
 
+def test_a_package_that_is_not_there_is_named_without_a_traceback(monkeypatch):
+    def missing(*given):
+        raise ModuleNotFoundError("torchvision is not installed: pip install it")
+
+    monkeypatch.setattr(datasets, "fetch", missing)
+    result = run("data", "fetch")
+    assert result.exit_code == 1 and result.output == "Error: torchvision is not installed: pip install it\n"
+
+
 def test_it_says_its_version():
     assert run("--version").output == f"tnlib {version('tnlib')}\n"
 

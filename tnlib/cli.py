@@ -17,7 +17,7 @@ class Commands(click.Group):
             return super().invoke(context)
         except (click.exceptions.Exit, click.Abort):  # such as the end of a command's --help; they are RuntimeErrors
             raise
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             message = str(error)
             if isinstance(error, PermissionError) and error.filename:  # "[Errno 13] …" says neither what was tried nor what to do
                 message = f"{error.filename} cannot be written or read ({error.strerror}): give this user the right to"

@@ -151,6 +151,7 @@ def test_only_test_images_are_required():
 
 I, L = numbered(20), shuffled_labels(20)
 BAD = {
+    "ragged": (dict(test_images=[[1], [2, 3]], test_labels=[0, 1]), TypeError, "test_images and test_labels must be arrays: "),
     "float-images": (dict(test_images=I / 255, test_labels=L), TypeError, r"test_images must be uint8.*got float64"),
     "channels-first": (dict(test_images=I.transpose(0, 3, 1, 2), test_labels=L), TypeError, r"uint8 \(20, 3, 4, 4\)"),
     "one-image": (dict(test_images=I[0], test_labels=L[0]), TypeError, r"shape \(N, H, W, C\).*got uint8 \(4, 4, 3\)"),

@@ -334,6 +334,12 @@ def test_a_table_of_curves():
         one_points(both)
 
 
+def test_a_table_of_no_curve_has_the_same_columns():
+    cells = table_of(("conv1", "OUT", (0, 0, 0, 0, 0)))
+    none = one_points(cells.iloc[:0])
+    assert none.empty and list(none) == list(one_points(cells))
+
+
 def test_ratios_to_matched_noise_are_over_the_geometric_mean_of_its_draws():
     cells = table_of(("conv1", "OUT", (0, 0, 500, 500, 500)), ("conv2", "OUT", (0, 0, 0, 0, 0))).assign(seed=3)
     draws = [(0, 500, 500, 500, 500), (0, 0, 0, 500, 500)]

@@ -1,7 +1,7 @@
 """Accuracy and loss against torch one image after another; nothing about the model or the batches leaks into them."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tnlib import Dataset, evaluate
+from tnlib import Dataset, evaluate, sweep
+from tnlib.experiments.calls import CALLS
 from tnlib.experiments.evaluation import exact_float32, to_unit_floats
 from tnlib.experiments.networks import Vanilla
 from tnlib.experiments.torchvision_compat import import_torchvision
@@ -172,6 +173,11 @@ class Integers(nn.Module):
         return image.flatten(1)[:, :5].long()
 
 
+class WritesIntoImages(nn.Module):
+    def forward(self, image):
+        return image.sub_(0.5).div_(0.25).flatten(1)[:, :5]
+
+
 class AlwaysDropping(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5)
@@ -208,6 +214,9 @@ BAD = {
                        r"a tensor of a batch \(2, 16, 16, 3\), one entry an image, got \(3, 16, 16\)"),
     "preprocess-number": (lambda: evaluate(network(), dataset(), lambda batch: torch.tensor(0.0)), r"one entry an image, got \(\)"),
     "batch-statistics": (lambda: evaluate(by_its_batch(), dataset()), "Sequential answers to an image alone otherwise than in a batch"),
+    "in-place": (lambda: evaluate(WritesIntoImages(), dataset()), r"WritesIntoImages writes into the images that it is given .*write x = x - mean, not x.sub_"),
+    "in-place-swept": (lambda: next(sweep(nn.Sequential(nn.ReLU(inplace=True), network()), dataset(), [({}, {})], preprocess=lambda batch: to_unit_floats(batch) - 0.5)),
+                       "Sequential writes into the images that it is given"),
     "integers": (lambda: evaluate(Integers(), dataset()), "the model returned torch.int64: its logits must be of a floating dtype"),
     "a-masked-class": (lambda: evaluate(nn.Sequential(by_its_batch(), Masked()), dataset()), "answers to an image alone otherwise than in a batch"),
     "random-crop": (lambda: evaluate(network(), dataset(), lambda batch: torch.rand(len(batch), 3, 16, 16)),
@@ -221,6 +230,16 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_it_waits_while_another_thread_traces():
+    """Or torch would take the calls of its modules for those that are traced."""
+    expected = evaluate(network(), dataset())
+    with ThreadPoolExecutor(1) as pool:
+        with CALLS.replaced():
+            found = pool.submit(evaluate, network(), dataset())
+            assert not wait([found], timeout=0.5).done
+        assert (found.result(60).correct == expected.correct).all()
 
 
 def test_threads_that_overlap_leave_the_settings_as_they_were(tf32):

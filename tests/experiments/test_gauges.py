@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import balanced, chain, channel_weights, folded, gauged_errors, gauges, random_gauge, rescaled, within_blocks
-from tnlib.experiments.networks import Vanilla
+from tnlib.experiments.gauges import (balanced, chain, channel_weights, factors_in_gauges, folded, gauged_errors, gauges, random_gauge, rescaled,
+                                      within_blocks)
+from tnlib.experiments.kernel_spectra import entropies_without_start
+from tnlib.experiments.networks import Vanilla, conv_kernels
+from tnlib.experiments.replacements import dense
 from tnlib.experiments.torchvision_compat import import_torchvision
 from tnlib.experiments.truncations import cut_truncations
 from tnlib.tensors.cuts import relative_error, truncate
@@ -415,6 +418,52 @@ def test_gauged_errors_take_factors():
     dense = [(labels, {"conv2": truncate(model.conv2.weight.detach(), "OUT", 3)}) for labels, _ in factors]
     for row, other in zip(gauged_errors(model, factors), gauged_errors(model, dense), strict=True):
         assert row["relative_error"] == pytest.approx(other["relative_error"], rel=1e-5)
+
+
+def with_zeros(model):
+    """Some of its entries, one whole filter, one channel's and, where there are norms, one of these are zero."""
+    with torch.no_grad():
+        for number, layer in enumerate(module for module in model.modules() if isinstance(module, nn.Conv2d)):
+            layer.weight *= torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(number), dtype=layer.weight.dtype) > 0.3
+            layer.weight[1, 0] = 0
+            layer.weight[2] = 0
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: with_zeros(vanilla()), lambda: with_zeros(with_statistics(Block(nn.ReLU())))], ids=["chain", "batch-norm"])
+def test_where_a_kernel_is_zero_its_truncation_is_rescaled_as_well(make):
+    """The truncated network in the whole one's gauge: its logits stay, and its kernels are what the errors are of."""
+    model, image = make(), images()
+    cells = list(cut_truncations(model, cuts=["OUT", "KW"], ranks=[1, 2]))
+    found = {(row["layer"], row["cut"], row["rank"], row["gauge"]): row for row in gauged_errors(model, cells, seed=4)}
+    for labels, kernels in cells:
+        for gauge, of in factors_in_gauges(model, 4).items():
+            ((layer, truncated),) = kernels.items()
+            other = copy.deepcopy(gauges(model, 4)[gauge])
+            whole = other.get_submodule(layer).weight.detach().clone()
+            torch.testing.assert_close(of[layer] * model.get_submodule(layer).weight, whole)
+            other.get_submodule(layer).weight.data = of[layer] * dense(truncated)
+            plain = copy.deepcopy(model)
+            plain.get_submodule(layer).weight.data = dense(truncated)
+            torch.testing.assert_close(other(image), plain(image))
+            row = found[labels["layer"], labels["cut"], labels["rank"], gauge]
+            assert row["relative_error"] == pytest.approx(relative_error(whole, other.get_submodule(layer).weight.detach()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: with_zeros(vanilla()), lambda: with_zeros(with_statistics(Block(nn.ReLU())))], ids=["chain", "batch-norm"])
+def test_what_is_left_without_the_start_does_not_overlap_with_it(make):
+    model, start = make(), copy.deepcopy(make())
+    for number, layer in enumerate(module for module in start.modules() if isinstance(module, nn.Conv2d)):
+        nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(number))
+    names = list(gauges(model))
+    found = entropies_without_start(model, start, names[1:])
+    assert {gauge for *_, gauge in found} == set(names[1:])
+    for gauge in names[1:]:
+        for layer, kernel in conv_kernels(gauges(model)[gauge]).items():
+            before = conv_kernels(start)[layer] * factors_in_gauges(model)[gauge][layer]
+            own, first = kernel.flatten(), before.flatten()
+            left = (own - torch.linalg.lstsq(first[:, None], own[:, None]).solution[0] * first).view(kernel.shape)
+            assert found[layer, "OUT", gauge] == pytest.approx(entanglement_entropy(left, "OUT").item(), rel=1e-6)
 
 
 def test_a_truncation_loses_another_norm_in_another_gauge_and_the_function_stays():

@@ -379,9 +379,27 @@ def test_of_two_that_train_the_same_one_does_and_the_other_waits(tmp_path, monke
         first = other.submit(again, False)
         assert at_work.wait(60)
         second = again(True)
-    assert order == ["begins", "ends"] * 2 and "waits for another process that makes it" in capfd.readouterr().err
+    assert order == ["begins", "ends"] and "waits for another process that makes it" in capfd.readouterr().err
     for name, tensor in first.result().state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_what_was_waited_for_may_be_of_another_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    at_work, fit = threading.Event(), training._fit
+
+    def slowly(*given):
+        at_work.set()
+        time.sleep(0.3)
+        return fit(*given)
+
+    monkeypatch.setattr(training, "_fit", slowly)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(train, "tiny", dataset(), recipe=RECIPE, device="cpu", progress=False)
+        assert at_work.wait(60)
+        with pytest.raises(ValueError, match="was trained with epochs 3, not 4"):
+            train("tiny", dataset(), recipe=dataclasses.replace(RECIPE, epochs=4), device="cpu", progress=False)
+        first.result()
 
 
 def test_weights_that_cannot_be_written_are_named(tmp_path, monkeypatch):
@@ -483,7 +501,11 @@ def test_weights_of_another_network_of_the_same_name_are_not_replaced(tmp_path, 
 
 BAD = {
     "network": (lambda folder: train("tinny", "shapes", folder=folder), "unknown network 'tinny'"),
-    "seed": (lambda folder: run(folder, seed="0"), "seed must be a whole number of at least 0, got '0'"),
+    "seed": (lambda folder: run(folder, seed="0"), "seed must be a whole number from 0 to 2147483647, got '0'"),
+    "seed-too-large": (lambda folder: run(folder, seed=2**31), "seed must be a whole number from 0 to 2147483647, got 2147483648"),
+    "folder": (lambda folder: train("tiny", dataset(), recipe=RECIPE, folder=7, device="cpu"), "folder must be one that weights can be written to, got 7"),
+    "folder-that-is-a-file": (lambda folder: train("tiny", dataset(), recipe=RECIPE, folder=__file__, device="cpu"),
+                              "folder must be one that weights can be written to, got .*test_training.py.*exists"),
     "data-set": (lambda folder: train("tiny", "shape", folder=folder), "unknown data set 'shape'"),
     "too-few": (lambda folder: run(folder, dataset(train=12)),
                 r"'mine': 11 train, .* has 11 training images; at least one batch of 12 is needed"),

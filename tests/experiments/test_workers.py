@@ -1,10 +1,12 @@
 """Workers of a sweep, in this process and in executors: the same rows, the threads that they take, and how they end."""
 
+import gc
 import itertools
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -79,6 +81,16 @@ def test_workers_use_one_thread_and_this_process_gets_its_own_back():
         assert seen[-1] == 1 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_threads_of_an_executor_keep_nothing_of_a_sweep_that_has_ended(monkeypatch):
+    made = []
+    own = workers_module.Worker.__init__
+    monkeypatch.setattr(workers_module.Worker, "__init__", lambda self, *given: (own(self, *given), made.append(weakref.ref(self)))[0])
+    with ThreadPoolExecutor(2) as pool:
+        assert len(run(*vanilla_cells(), executor=pool)) == 5 and made
+        gc.collect()
+        assert not [worker for worker in made if worker() is not None] and not workers_module._sweeps
 
 
 def test_an_error_in_a_worker_arrives():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import torch
 
 STRIDES = {"stride-1": 1, "stride-2": 2, "stride-3x2": (3, 2)}
@@ -45,6 +46,9 @@ BAD = {
     "image-three-modes": ("patches", (X[0], 3), {}, ValueError, r"image must have .*\(N, C, H, W\), got \(4, 9, 11\)"),
     "image-integer": ("patches", (X.long(), 3), {}, TypeError, r"image must be .*floating.* torch.int64 .*\(2, 4, 9,"),
     "image-numpy": ("patches", (X.numpy(), 3), {}, TypeError, "image must be a torch tensor .* got ndarray"),
+    "image-elsewhere": ("conv2d", (X.to("meta"), K), {}, ValueError, "image must be on the CPU or on CUDA, .* got the device meta"),
+    "image-sparse": ("patches", (X.to_sparse(), 3), {}, TypeError, r"image must be a dense tensor, got one of layout torch.sparse_coo"),
+    "padding-array": ("patches", (X, 3), {"padding": np.array([1, 1])}, ValueError, r"padding must be .*'same' .* got array\(\[1, 1\]\)"),
     "image-complex": ("avg_pool2d", (X.cfloat(), 3), {}, TypeError, "image must be .* got torch.complex64"),
     "image-of-other-dtype": ("conv2d", (X.double(), K), {}, TypeError, "kernel's dtype torch.float32, got .*64"),
     "image-without-modes": ("conv2d", (X[0, 0, 0], K), {}, ValueError, r"image must have .* got \(11,\)"),

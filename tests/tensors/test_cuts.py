@@ -266,6 +266,7 @@ def test_gradients_reach_factors_and_image(cut):
 K = gaussian()
 NAN = torch.where(gaussian() > 2, float("nan"), gaussian())
 BAD = {
+    "tensor-for-shape": (lambda: Cut.parse("OUT").max_rank(K), TypeError, r"a shape .* is asked for, got a tensor of shape \(12, 8, 3, 3\): give its .shape"),
     "three-modes": (lambda: singular_values(K[0], "OUT"), ValueError, r"kernel must have four .*\(8, 3, 3\)"),
     "empty": (lambda: singular_values(K[:0], "OUT"), ValueError, r"non-empty .*\(0, 8, 3, 3\)"),
     "integers": (lambda: truncate(K.long(), "OUT", 1), TypeError, r"floating dtype, of 16 bits or more, got torch.int64"),

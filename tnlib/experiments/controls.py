@@ -159,7 +159,7 @@ def _along_cuts(truncations: Replacements, make) -> Replacements:
 
 # ---- the layer without its input, and the same function in other gauges --------------------------------------------
 
-def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None) -> list[tuple[nn.Module, Replacements]]:
+def mean_outputs(model: nn.Module, dataset, images, layers=None) -> list[tuple[nn.Module, Replacements]]:
     """For each of `layers` (None: of all) a network in which its bias is its mean output, and the replacement of its kernel by zero.
 
     So the layer gives every image the same, channel by channel: its mean before the activation over the positions of
@@ -167,7 +167,7 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None
     (0) and the rest as of a truncation.
     """
     kernels, parts = chosen_layers(model, layers), []
-    means = _mean_outputs(model, kernels, split_arrays(dataset, "train")[0][images], preprocess)
+    means = _mean_outputs(model, kernels, split_arrays(dataset, "train")[0][images])
     for layer, kernel in kernels.items():
         network = copy.deepcopy(model, {id(own): own for own in (*model.parameters(), *model.buffers())})
         network.get_submodule(layer).bias = nn.Parameter(means[layer].to(kernel))
@@ -178,7 +178,7 @@ def mean_outputs(model: nn.Module, dataset, images, preprocess=None, layers=None
     return parts
 
 
-def _mean_outputs(model, layers, pixels, preprocess) -> dict[str, torch.Tensor]:
+def _mean_outputs(model, layers, pixels) -> dict[str, torch.Tensor]:
     """Layer → the mean of its output by channel, (OUT,), float64."""
     sums, counts = {}, {}
 
@@ -186,7 +186,7 @@ def _mean_outputs(model, layers, pixels, preprocess) -> dict[str, torch.Tensor]:
         sums[layer] = sums.get(layer, 0) + output.double().sum((0, 2, 3))
         counts[layer] = counts.get(layer, 0) + output[:, 0].numel()
 
-    watch(model, layers, add, pixels, preprocess)
+    watch(model, layers, add, pixels)
     return {layer: (total / counts[layer]).clone() for layer, total in sums.items()}
 
 

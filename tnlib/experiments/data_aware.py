@@ -19,12 +19,11 @@ from .replacements import Replacements, chosen_layers, chosen_ranks, dense, nonz
 OUT = Cut.parse("OUT")
 
 
-def patch_moments(model, dataset, split="train", images=None, layers=None, preprocess=None,
-                  batch_size=50) -> dict[str, torch.Tensor]:
+def patch_moments(model, dataset, split="train", images=None, layers=None, batch_size=50) -> dict[str, torch.Tensor]:
     """Layer → Σ, the mean of p pᵀ over all patches p of the layer's inputs: (IN·KH·KW, IN·KH·KW), float64, uncentred.
 
-    Zeros of padding are part of a patch, as the convolution sees them; before bias and batch norm. `split` and
-    `preprocess` as in `evaluate`, `images`: indices into the split (None: all). Layers with groups are left out, having one Σ a
+    Zeros of padding are part of a patch, as the convolution sees them; before bias and batch norm. `split`
+    as in `evaluate`, `images`: indices into the split (None: all). Layers with groups are left out, having one Σ a
     group. Raises `ValueError` when one of these is named in `layers`, and for a padding other than zeros.
     """
     modules = {layer: model.get_submodule(layer) for layer in chosen_layers(model, layers)}
@@ -46,7 +45,7 @@ def patch_moments(model, dataset, split="train", images=None, layers=None, prepr
 
     pixels = split_arrays(dataset, split)[0]
     pixels = pixels if images is None else pixels[images]
-    watch(model, modules, add, pixels, preprocess, batch_size)
+    watch(model, modules, add, pixels, batch_size)
     return {layer: (total.tril() + total.tril(-1).T) / counts[layer] for layer, total in sums.items()}
 
 

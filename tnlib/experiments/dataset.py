@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ..tensors.checks import check_seed
+
 NAMES = ("cifar10", "cifar100", "shapes")  # all others are called by the path of an .npz file
 SPLIT_SEED = 20240321  # fixes which training images are held out; never change it
 MOST_CLASSES = 100_000  # more of them are numbers of something else
@@ -83,9 +85,10 @@ class Dataset:
     def subset(self, n: int, seed: int = 0) -> np.ndarray:
         """Indices of `n` class-balanced test images, sorted, drawn by `seed`; the same for every copy of the data set.
 
-        Raises `ValueError` when `n` is not between 1 and the number of test images that all copies share.
+        Raises `ValueError` when `n` is not between 1 and the number of test images that all copies share, and for a seed that is
+        no whole number from 0 to 2³¹ − 1.
         """
-        return balanced_sample(self.test_labels, n, seed, self._differing_test, at_least=1)
+        return balanced_sample(self.test_labels, n, check_seed(seed), self._differing_test, at_least=1)
 
     def _digest(self, without_train, without_test) -> str:
         digest = hashlib.sha256()
@@ -134,7 +137,10 @@ def balanced_sample(labels, n: int, seed: int, without=(), at_least=0) -> np.nda
 
 
 def _check(images, labels, split):
-    images, labels = np.asarray(images), np.asarray(labels)
+    try:
+        images, labels = np.asarray(images), np.asarray(labels)
+    except ValueError as error:  # rows of different lengths
+        raise TypeError(f"{split}_images and {split}_labels must be arrays: {error}") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise TypeError(f"{split}_images must be uint8 of shape (N, H, W, C) with 1 or 3 channels, "
                         f"got {images.dtype} {images.shape}")

@@ -181,7 +181,11 @@ def fetch(name: str, root=None) -> Path:
     return place / folder
 
 
-@cache
 def _shapes() -> Dataset:
+    return Dataset(**_drawn_shapes(), name="shapes")  # each its own, which may be written into
+
+
+@cache
+def _drawn_shapes() -> dict:
     from .shapes import draw_shapes
-    return Dataset(**draw_shapes(), name="shapes")
+    return draw_shapes()

@@ -4,6 +4,7 @@ A cell is one truncated network evaluated on the images of its untruncated one; 
 (layer, cut) down the rank grid. Accuracy drops and their bounds are in percentage points, accuracies are fractions.
 """
 
+import dataclasses
 import math
 import warnings
 import zlib
@@ -258,7 +259,8 @@ def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
     for key, curve in ordered.groupby(list(by) if len(by) > 1 else by[0], sort=False, observed=True).indices.items():  # places in `ordered`
         found = one_point(ranks[curve], most[curve[0]], nu[curve], epsilon[curve], fine[curve])
         rows.append(dict(zip(by, key if len(by) > 1 else (key,))) | {name: value.item() for name, value in vars(found).items()})
-    return pd.DataFrame(rows).sort_values(list(by), ignore_index=True)
+    columns = [*by, *(field.name for field in dataclasses.fields(OnePoint))]  # of no curve, too
+    return pd.DataFrame(rows, columns=columns).sort_values(list(by), ignore_index=True)
 
 
 def harmless_error_ratios(cells: pd.DataFrame, noise: pd.DataFrame, by=("seed", "layer", "cut")) -> pd.DataFrame:

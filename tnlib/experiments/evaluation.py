@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..tensors.checks import check_count, check_device
+from .calls import CALLS
 
 PROBE_IMAGES = 2
 PROBE_TOLERANCE = 1e-3  # of the largest number, far above rounding in float32; of coarser numbers 16 of their steps
@@ -136,7 +137,7 @@ def logits_of(model, inputs: torch.Tensor, shape: tuple) -> torch.Tensor:
         own = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
         cast = f"; the model's weights are {own}: give a preprocess that makes such" if own != inputs.dtype else ""
         raise ValueError(f"{type(model).__name__} does not take images of shape {tuple(shape)} ({inputs.dtype} {tuple(inputs.shape[1:])} after "
-                         f"preprocess): {error}{cast}") from None
+                         f"preprocess): {error}{cast}") from error
 
 
 def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -162,7 +163,12 @@ def probed(model, pixels, labels, preprocess) -> torch.Tensor:
     if first.shape != probe[:1].shape or not alike(first.double(), probe[:1].double()):
         raise ValueError("preprocess makes something else of an image alone than in a batch (a mean over the batch, or a random crop?): the "
                          "accuracy would be that of the batches; take numbers that do not depend on it")
-    logits, alone = (logits_of(model, images, pixels.shape[1:]) for images in (probe, probe[:1]))
+    before = probe.clone()
+    logits = logits_of(model, probe, pixels.shape[1:])
+    if not torch.equal(probe, before):
+        raise ValueError(f"{type(model).__name__} writes into the images that it is given (an in-place normalisation?): write x = x - mean, not "
+                         "x.sub_(mean)")
+    alone = logits_of(model, probe[:1], pixels.shape[1:])
     for scores, images in ((logits, probe), (alone, probe[:1])):
         check_logits(scores, torch.full((len(images),), int(labels.max())))  # there must be a class for the highest
     if not alike(alone, logits[:1]):
@@ -171,16 +177,17 @@ def probed(model, pixels, labels, preprocess) -> torch.Tensor:
     return probe
 
 
-def watch(model, layers, see, pixels, preprocess=None, batch_size: int = 100) -> None:
+def watch(model, layers, see, pixels, batch_size: int = 100) -> None:
     """Run `model` in eval mode on the images `pixels`, uint8 (N, H, W, C), and call `see(layer, input, output)` whenever one of
-    `layers` has run."""
+    `layers` has run. Raises `ValueError` for a model that does not take them."""
     hooks = [model.get_submodule(layer).register_forward_hook(lambda _, inputs, output, layer=layer: see(layer, inputs[0], output))
              for layer in layers]
-    device, preprocess = next(model.parameters()).device, preprocess or to_unit_floats
+    device = next(model.parameters()).device
     try:
-        with eval_mode(model), torch.inference_mode(), exact_float32():
+        with CALLS.as_they_are(), eval_mode(model), torch.inference_mode(), exact_float32():
             for start in range(0, len(pixels), batch_size):
-                model(prepared(preprocess, torch.from_numpy(pixels[start:start + batch_size]).to(device), device))
+                batch = torch.from_numpy(pixels[start:start + batch_size]).to(device)
+                logits_of(model, to_unit_floats(batch), pixels.shape[1:])
     finally:
         for hook in hooks:
             hook.remove()
@@ -205,7 +212,7 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     parameter = next(model.parameters(), torch.empty(0))
     check_device(parameter.device, "the model")
     correct, loss = [], 0.0
-    with eval_mode(model), torch.inference_mode(), exact_float32():
+    with CALLS.as_they_are(), eval_mode(model), torch.inference_mode(), exact_float32():
         probed(model, images, labels, preprocess)
         for start in range(0, len(labels), batch_size):
             batch = torch.from_numpy(images[start:start + batch_size]).to(parameter.device)

@@ -9,10 +9,12 @@ errors are not the same: a statement about them is one about a gauge.
 import copy
 import operator
 from collections import Counter
+from contextlib import suppress
 
 import torch
 from torch import fx, nn
 
+from .calls import CALLS
 from .convolution import ACTIVATIONS
 from .networks import conv_kernels
 from .replacements import compared, dense, not_replaceable
@@ -44,6 +46,28 @@ def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0, in_blocks: bool
     except ValueError:
         pass
     return found
+
+
+def factors_in_gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
+    """Gauge → layer → the factors (OUT, IN, KH, KW) by which the entries of its kernel are multiplied there, zeros as well.
+
+    The gauges are those of `gauges`, without those within blocks.
+    """
+    ones = copy.deepcopy(model)
+    for kernel in conv_kernels(ones).values():
+        kernel.fill_(1)
+    networks = {}
+    try:
+        layers = chain(model)
+        networks = {"balanced": rescaled(ones, _balancing(layers)), "random": rescaled(ones, _drawn(layers, torch.Generator().manual_seed(seed), spread))}
+    except ValueError:
+        with suppress(ValueError):
+            networks["folded"] = folded(ones)
+    kernels = conv_kernels(model)
+    as_they_are = not_replaceable(model, kernels)  # whose weight cannot be written: no gauge changes them
+    return {"trained": {layer: torch.ones_like(kernel) for layer, kernel in kernels.items()}} | {
+        gauge: {layer: torch.ones_like(factor) if layer in as_they_are else factor for layer, factor in conv_kernels(network).items()}
+        for gauge, network in networks.items()}
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -107,7 +131,8 @@ def _runs(model: nn.Module) -> list[tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]
 
 def _graph(model: nn.Module) -> fx.Graph:
     try:
-        return fx.symbolic_trace(model).graph
+        with CALLS.replaced():
+            return fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a module's forward raises when it is traced
         raise ValueError(f"{type(model).__name__} cannot be traced, so it is not known how its layers follow each other: {error}") from None
 
@@ -287,22 +312,18 @@ def _drawn(layers: list[nn.Module], generator: torch.Generator, spread: float) -
     return [torch.exp(spread * torch.randn(layer.weight.shape[0], generator=generator, dtype=torch.float64)) for layer in layers[:-1]]
 
 
-def gauged_errors(model: nn.Module, truncations, seed: int = 0, spread: float = 1.0) -> list[dict]:
+def gauged_errors(model: nn.Module, truncations, seed: int = 0) -> list[dict]:
     """What the same truncations lose of the norm in each gauge: rows with their labels, `gauge` and two numbers.
 
     `truncations`: (labels, {layer: kernel or factors}) of `model`, one layer each. The truncated network is rescaled like the
     whole one, so that its function and its accuracy stay as they are; `norm_kept` and `relative_error` do not. The
     gauges are those of `gauges`.
     """
-    own, networks = conv_kernels(model), gauges(model, seed, spread)
-    rows = []
+    own, factors, rows = conv_kernels(model), factors_in_gauges(model, seed), []
     for labels, kernels in truncations:
         for layer, truncated in kernels.items():
             truncated = dense(truncated)
-            for gauge, network in networks.items():
-                kernel = network.get_submodule(layer).weight.detach()
-                factor = torch.where(own[layer] == 0, 1.0, kernel / own[layer])    # of OUT row and IN column
-                rows.append(labels | {"gauge": gauge} | compared(kernel, factor * truncated))
+            rows += [labels | {"gauge": gauge} | compared(of[layer] * own[layer], of[layer] * truncated) for gauge, of in factors.items()]
     return rows
 
 

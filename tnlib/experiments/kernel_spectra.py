@@ -17,7 +17,7 @@ from ..tensors.network import patches
 from ..tensors.spectra import (MARCHENKO_PASTUR_LEAST, effective_rank, entanglement_entropy, entropy, gaussian_like,
                                marchenko_pastur, participation_ratio, rank_for_norm, shuffled_rows)
 from .evaluation import watch
-from .gauges import gauges
+from .gauges import factors_in_gauges, gauges
 from .known_values import keep, known
 from .networks import conv_kernels
 from .replacements import chosen_layers
@@ -61,6 +61,8 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
                 sides = *cut.dimensions(kernel.shape), cut.max_rank(kernel.shape)
                 found += [((layer, depth, cut.name, *kind, *sides), np.asarray(cuts[cut.name], dtype=float))
                           for kind, cuts in spectra.items() if cut.name in cuts]
+    if not found:
+        raise ValueError("no kernel of the chosen layers has a cut of max_rank above 1: there is no spectrum")
     heads, values = zip(*found)
     lengths = [len(spectrum) for spectrum in values]
     table = pd.DataFrame(heads, columns=COLUMNS[1:])
@@ -140,10 +142,9 @@ def entropies_without_start(model: torch.nn.Module, start: torch.nn.Module, aske
     K₀: the kernel of `start`, which is the model before its training, in the gauge of K.
     """
     own, first, found = conv_kernels(model), conv_kernels(start), {}
-    for gauge, rescaled in gauges(model).items():
-        for layer, kernel in conv_kernels(rescaled).items() if gauge in asked else ():
-            factors = (kernel * own[layer]).sum((2, 3), keepdim=True) / own[layer].square().sum((2, 3), keepdim=True)  # [OUT, IN, 1, 1]
-            before = first[layer] * factors
+    for gauge, factors in factors_in_gauges(model).items():
+        for layer, factor in factors.items() if gauge in asked else ():
+            kernel, before = factor * own[layer], factor * first[layer]
             left = kernel - (kernel * before).sum() / before.square().sum() * before
             found |= {(layer, cut.name, gauge): float(entanglement_entropy(left, cut)) for cut in distinct_cuts(left.shape)}
     return found

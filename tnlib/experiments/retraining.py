@@ -267,9 +267,10 @@ class Starts(Runs):
         """What tells the rows apart: one a run."""
         return [self.retraining.called(case) | {"arm": arm, "statistics": "re-estimated"}]
 
-    def prepared(self, case: Case | None, arm: str) -> "Starts":
-        """A copy that has the truncation of the case."""
-        level = None if case is None else self.levels[case.cut, case.strength]
+    def prepared(self, case: Case | None, arm: str, level: float | None = None) -> "Starts":
+        """A copy that has the truncation of the case; `level`: the ε where it is known, else that of `levels`."""
+        if level is None and case is not None:
+            level = self.levels[case.cut, case.strength]
         return dataclasses.replace(self, retraining=self.retraining.prepared(case, arm, level))
 
     def run(self, case: Case | None, arm: str) -> Iterator[tuple[dict, Evaluation]]:

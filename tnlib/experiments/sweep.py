@@ -29,11 +29,12 @@ from tqdm import tqdm
 
 from ..tensors.checks import check_device
 from ..tensors.factors import KernelFactors
+from .calls import CALLS
 from .evaluation import Evaluation, eval_mode, exact_float32, probed, split_arrays, to_unit_floats
 from .growing import continues
 from .networks import conv_kernels
 from .replacements import not_replaceable
-from .tracing import CALLS, traced
+from .tracing import traced
 from .workers import LEAST_BATCH, Remote, Threads
 
 # 5,000 images after the first stage of a ResNet-50 on CIFAR (of stem s2; on a GPU s1), 10,000 after 128 channels of 16×16

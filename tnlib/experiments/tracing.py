@@ -3,14 +3,13 @@ one operation into which another kernel can be put; and nothing is written in pl
 
 import copy
 import operator
-import threading
 import warnings
 from collections import Counter
-from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
 
+from .calls import CALLS
 from .convolution import ACTIVATIONS, Convolution
 from .evaluation import alike
 from .winograd import Scratch
@@ -19,39 +18,6 @@ ADDITIONS = (operator.add, torch.add, "add")
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
                 operator.itruediv: operator.truediv}
 
-
-class _Calls:
-    """While a thread traces, torch takes the calls of modules in all threads of the process for part of it. So one traces
-    when no other evaluates: `.replaced()` around the one, `.as_they_are()` around the other."""
-
-    def __init__(self):
-        self._changed, self._evaluating, self._tracing = threading.Condition(), 0, 0
-
-    @contextmanager
-    def replaced(self):
-        with self._changed:
-            self._tracing += 1  # from now on nobody begins to evaluate
-            self._changed.wait_for(lambda: not self._evaluating)
-            try:
-                yield
-            finally:
-                self._tracing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def as_they_are(self):
-        with self._changed:
-            self._changed.wait_for(lambda: not self._tracing)
-            self._evaluating += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._evaluating -= 1
-                self._changed.notify_all()
-
-
-CALLS = _Calls()
 
 WRITES = "writes"  # marks a node that wrote into its first argument
 WHOLE = "_whole"  # the one node of a model that cannot be traced
@@ -66,7 +32,7 @@ def traced(model: nn.Module, probe: torch.Tensor) -> fx.GraphModule:
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as error:  # of what a module may hold: a lock, a file that is open
-        raise ValueError(f"{type(model).__name__} cannot be copied, and so not be swept: {error}") from None
+        raise ValueError(f"{type(model).__name__} cannot be copied, and so not be swept: {error}") from error
     with CALLS.as_they_are():
         expected = copied(probe)
     try:

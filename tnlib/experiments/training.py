@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..tensors.checks import check_count, check_device
+from ..tensors.checks import check_device, check_seed
 from .dataset import Dataset, balanced_sample
 from .datasets import load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
@@ -21,7 +22,7 @@ from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
 from .store import alone
-from .weights import (as_stored, check_called, check_trained_on, find_weights, initial_model, read_card, read_sealed, save_sealed, save_weights,
+from .weights import (as_stored, check_called, check_trained_on, find_weights, initial_model, model_at, read_card, read_sealed, save_sealed, save_weights,
                       stem)
 
 SAMPLE_SEED = 11  # of the training images that a network trained on fewer takes
@@ -38,10 +39,11 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     `progress`: a bar with the epochs done. Raises `TypeError` for what is no recipe, and `ValueError` for an unknown network or
     device, a seed that is no whole number, a data set with too few training images or images that are not square or not in
     colour, a checkpoint that is corrupt, of another recipe or begun in another precision than this machine trains in, or a loss
-    that is no longer a number; and where weights of this name are there of another network or data set.
+    that is no longer a number, a folder that cannot be written to; and where weights of this name are there of another network or data set.
+    One that waits for another process that makes the same returns what that one made.
     """
     entry = network(model)
-    check_count(seed, "seed", 0)
+    check_seed(seed)
     if not isinstance(recipe, (Recipe, type(None))):
         raise TypeError(f"recipe must be a tnlib.experiments.networks.Recipe, or None for the network's own, got {recipe!r}")
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
@@ -68,22 +70,23 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     with suppress(FileNotFoundError):  # weights called the same, of another network, would be found first
         first = find_weights(model, dataset.name, seed)
         check_called(first, read_card(first), model, dataset.name, seed)
-    path = Path(folder or RUNS / "weights") / f"{name}.safetensors"
+    path = _writable(RUNS / "weights" if folder is None else folder) / f"{name}.safetensors"
     checkpoint = RUNS / "weights" / f"{name}.checkpoint"  # wherever the weights go, so that any call finds it
 
     architecture = arguments | {"classes": len(dataset.classes), "image_size": dataset.train_images.shape[1]}
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
                 "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint,
                 "precision": training_precision(recipe, device)}
-    if path.is_file() and path.with_suffix(".json").is_file():  # the same training may make them again, and no other replaces them
-        check_called(path, card := read_card(path), model, dataset.name, seed)
-        check_trained_on(dataset, card)
-        if others := _differences({name: card[name] for name in ("recipe", "architecture")}, {name: identity[name] for name in ("recipe", "architecture")}):
-            raise ValueError(f"{path} was trained with {'; '.join(others)}: move it and its card elsewhere, or give another folder")
+    trained_before = path.is_file() and path.with_suffix(".json").is_file()
+    if trained_before:  # the same training may make them again, and no other replaces them
+        _check_trained_alike(path, dataset, identity)
     module = initial_model(identity)
     _set_normalization(module, dataset)
 
     with alone(checkpoint, progress):
+        if not trained_before and path.is_file() and path.with_suffix(".json").is_file():  # by the one that was waited for
+            _check_trained_alike(path, dataset, identity)
+            return model_at(path, model, dataset.name, seed)
         started, initial_entropy = now(), entropies(module)
         history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
         module = module.to(memory_format=torch.contiguous_format).eval()
@@ -102,6 +105,25 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
             "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
         checkpoint.unlink(missing_ok=True)
     return module
+
+
+def _check_trained_alike(path, dataset, identity) -> None:
+    """Raise `ValueError` where the weights at `path` are of another network or data set, or were trained otherwise."""
+    card = read_card(path)
+    check_called(path, card, identity["model"], dataset.name, identity["seed"])
+    check_trained_on(dataset, card)
+    if others := _differences({name: card[name] for name in ("recipe", "architecture")}, {name: identity[name] for name in ("recipe", "architecture")}):
+        raise ValueError(f"{path} was trained with {'; '.join(others)}: move it and its card elsewhere, or give another folder")
+
+
+def _writable(folder) -> Path:
+    """`folder`, made where it is not there. Raises `ValueError` before the hours of training where nothing can be written to it."""
+    try:
+        (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, TypeError) as error:
+        raise ValueError(f"folder must be one that weights can be written to, got {folder!r}: {error}") from None
 
 
 def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:

@@ -180,7 +180,8 @@ def truncation_sweep(model, dataset, layers=None, cuts=CUTS, ranks=None, executo
     `layers`, `cuts` and `ranks`; of the cuts that are the same in a layer, as all of a 1×1 kernel's, the first alone is there, and of its
     ranks those below the largest) and `images, correct, lost, gained, accuracy` (a fraction)`, accuracy_drop` (in percentage points)`, loss`
     (in nats; all of `outcome`).
-    `model`, `executor`, `preprocess` as in `sweep`. The untruncated accuracy is shown first. Raises `ValueError` for an
+    `model`, `executor`, `preprocess` as in `sweep`. The untruncated accuracy is shown first. All rows come at once, and none where it
+    is stopped: `sweep` gives each as it is found, and `tnlib measure` keeps them. Raises `ValueError` for an
     unknown layer or cut, an empty list, a rank that is not below the max_rank of any cut, and as `sweep` does.
     """
     truncations = cut_truncations(model, layers, cuts, ranks)

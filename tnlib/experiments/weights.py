@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from ..tensors.checks import check_count
+from ..tensors.checks import check_seed
 from .dataset import as_argument
 from .files import PUBLISHED, RUNS, atomic_path, sha256_of, write_json
 from .networks import NETWORKS, network
@@ -79,7 +79,7 @@ def find_weights(model: str, dataset: str, seed: int = 0) -> Path:
     number.
     """
     network(model)
-    check_count(seed, "seed", 0)
+    check_seed(seed)
     for folder in FOLDERS:
         path = folder / f"{stem(model, dataset, seed)}.safetensors"
         if path.is_file():
@@ -184,7 +184,11 @@ def load_model(name: str, dataset: str, seed: int = 0) -> torch.nn.Module:
     `ValueError` for an unknown network and where the file is not the one its card describes, and `TypeError` for a
     `dataset` that is neither a name nor a path.
     """
-    path = find_weights(name, dataset, seed)
+    return model_at(find_weights(name, dataset, seed), name, dataset, seed)
+
+
+def model_at(path: Path, name: str, dataset: str, seed: int) -> torch.nn.Module:
+    """The trained network whose weights are at `path`, as `load_model` gives and refuses it."""
     card = read_card(path)
     found = sha256_of(path)
     if found != card.get("sha256"):

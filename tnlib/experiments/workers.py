@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F
 
 from ..tensors.factors import KernelFactors
+from .calls import CALLS
 from .evaluation import exact_float32, prepared
 from .graph import NetworkGraph
 from .growing import runs
-from .tracing import CALLS
 
 BATCH_BYTES, GPU_BATCH_BYTES = 2**26, 2**32
 LEAST_BATCH, MOST_BATCH, GPU_MOST_BATCH = 32, 128, 2048  # on a CPU, larger ones leave the caches and are slower
@@ -152,7 +152,7 @@ class Remote:
             raise ValueError(f"the model cannot be handed to an executor's workers: {type(error).__name__}: {error}; "
                              "without one it is swept in this process") from None
         self.handed_over = None, None  # the cells of the last group, and the bytes that its units share
-        _graphs[self.key] = copy.deepcopy((graph, probe))
+        _sweeps[self.key] = copy.deepcopy((graph, probe)), {}
         with CALLS.as_they_are(), torch.no_grad(), exact_float32():
             self.network = NetworkGraph(graph, probe)
 
@@ -175,7 +175,7 @@ class Remote:
     def __exit__(self, *error):
         for unit in self.units:
             unit.cancel()
-        _graphs.pop(self.key, None)
+        _sweeps.pop(self.key, None)
         torch.set_num_threads(self.threads)  # a pool of threads shares this process's setting
 
 
@@ -186,18 +186,24 @@ def _own(kernel):
     return kernel.cpu().clone()
 
 
-# Of the sweeps under way, for workers that are threads of this process: unpickling a graph traces it anew.
-_graphs: dict = {}
-_mine = threading.local()  # an executor's worker is a process or a thread; each keeps the network of the last sweep
+# Of the sweeps under way in this process, for workers that are its threads: (graph, probe) to copy, as unpickling a graph traces it
+# anew, and the worker of each thread; they end with the sweep, however long the threads live.
+_sweeps: dict = {}
+_mine = threading.local()  # a worker that is a process keeps the network of the last sweep
 
 
 def _remote_unit(key, network, preprocess, cells, *images):
     torch.set_num_threads(1)  # the executor's workers share the cores, and a forked process can have no other threads
-    if getattr(_mine, "key", None) != key:
-        if (found := _graphs.get(key)) is None:
+    if (own := _sweeps.get(key)) is not None:
+        found, workers = own
+        me = threading.get_ident()
+        if me not in workers:
+            workers[me] = Worker(*copy.deepcopy(found))
+        worker = workers[me]
+    else:
+        if getattr(_mine, "key", None) != key:
             with CALLS.replaced():
                 found = pickle.loads(network)
-        else:
-            found = copy.deepcopy(found)
-        _mine.worker, _mine.key = Worker(*found), key
-    return _mine.worker.evaluate(preprocess, pickle.loads(cells), *images)
+            _mine.worker, _mine.key = Worker(*found), key
+        worker = _mine.worker
+    return worker.evaluate(preprocess, pickle.loads(cells), *images)

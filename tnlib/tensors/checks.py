@@ -36,13 +36,20 @@ def check_kernel(kernel, name: str = "kernel") -> torch.Tensor:
     return kernel
 
 
-def check_image(image, channels: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Return `image` if it is a floating tensor (N, C, H, W), of the channels and the dtype of a kernel where given."""
+def check_image(image, channels: int | None = None, beside: torch.Tensor | None = None) -> torch.Tensor:
+    """Return `image` if it is a dense floating tensor (N, C, H, W) on the CPU or CUDA, of so many channels, and of the dtype and on
+    the device of a kernel `beside` it."""
+    dtype = None if beside is None else beside.dtype
     wanted = f"the kernel's dtype {dtype}" if dtype else "a floating dtype"
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"image must be a torch tensor of {wanted}, got {type(image).__name__}")
     if not image.is_floating_point() or dtype not in (None, image.dtype):
         raise TypeError(f"image must be of {wanted}, got {image.dtype} with shape {tuple(image.shape)}")
+    if image.layout != torch.strided:
+        raise TypeError(f"image must be a dense tensor, got one of layout {image.layout} with shape {tuple(image.shape)}: take .to_dense()")
+    check_device(image.device, "image")
+    if beside is not None and image.device != beside.device:
+        raise ValueError(f"image must be on the kernel's device {beside.device}, got one on {image.device}")
     if image.ndim != 4 or channels not in (None, image.shape[1]):
         raise ValueError(f"image must have the shape (N, {channels or 'C'}, H, W), got {tuple(image.shape)}")
     return image
@@ -72,6 +79,13 @@ def check_count(value, name: str, least: int = 1) -> int:
     """Return `value` if it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_seed(value, name: str = "seed") -> int:
+    """Return `value` if it is a whole number from 0 to 2³¹ − 1, which every generator takes."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < 2**31:
+        raise ValueError(f"{name} must be a whole number from 0 to {2**31 - 1}, got {value!r}")
     return int(value)
 
 

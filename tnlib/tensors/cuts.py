@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import reprlib
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ class Cut:
     def fold(self, matrix: torch.Tensor, shape) -> torch.Tensor:
         """The inverse of `matricize`: the matrix (rows, columns) as a kernel of `shape` (OUT, IN, KH, KW).
 
-        Raises `ValueError` when the matrix does not have this cut's form for that shape.
+        Raises `ValueError` when the matrix does not have this cut's form for that shape, `TypeError` where it is no tensor.
         """
         if not isinstance(matrix, torch.Tensor):
             raise TypeError(f"matrix must be a torch tensor {self.dimensions(shape)}, got {type(matrix).__name__}")
@@ -76,15 +77,18 @@ class Cut:
         return matrix.reshape([shape[mode] for mode in order]).permute(back).contiguous()
 
     def dimensions(self, shape) -> tuple[int, int]:
-        """(rows, columns) of this cut's matrix for a kernel of `shape`."""
+        """(rows, columns) of this cut's matrix for a kernel of `shape` (OUT, IN, KH, KW). Raises `TypeError` for a tensor in the shape's
+        place, and `ValueError` for what is no such shape."""
+        if isinstance(shape, torch.Tensor):
+            raise TypeError(f"a shape (OUT, IN, KH, KW) is asked for, got a tensor of shape {tuple(shape.shape)}: give its .shape")
         sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()                     # a torch.Size is a tuple
         if len(sizes) != 4 or not all(isinstance(size, numbers.Integral) and size > 0 for size in sizes):
-            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW) of positive size, got {shape!r}")
+            raise ValueError(f"a kernel's shape has four modes (OUT, IN, KH, KW) of positive size, got {reprlib.repr(shape)}")
         rows = math.prod(shape[MODES.index(mode)] for mode in self.rows)
         return rows, math.prod(shape) // rows
 
     def max_rank(self, shape) -> int:
-        """min(rows, columns) of this cut's matrix for a kernel of `shape`."""
+        """min(rows, columns) of this cut's matrix for a kernel of `shape`. Raises as `dimensions` does."""
         return min(self.dimensions(shape))
 
 
@@ -133,8 +137,8 @@ def singular_values(kernel: torch.Tensor, cut) -> torch.Tensor:
 def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:
     """The kernel rebuilt from the `rank` largest singular values at `cut`: same shape, dtype and device.
 
-    The nearest kernel of that rank in the Frobenius norm (Eckart and Young 1936). Raises `ValueError` when `rank`
-    is not from 1 to the cut's max_rank. Source: the paper's truncations along the cuts of Figure 5.
+    The nearest kernel of that rank in the Frobenius norm (Eckart and Young 1936). Raises as `factorize` does.
+    Source: the paper's truncations along the cuts of Figure 5.
     """
     factors = factorize(kernel, cut, rank)
     with torch.autocast(kernel.device.type, enabled=False):  # the kernel's dtype is kept
@@ -144,7 +148,8 @@ def truncate(kernel: torch.Tensor, cut, rank: int) -> torch.Tensor:
 def factorize(kernel: torch.Tensor, cut, rank: int) -> "CutFactors":
     """The truncation of the kernel at `cut` as its two factors, each with √S: a `CutFactors`.
 
-    Raises `ValueError` when `rank` is not from 1 to the cut's max_rank.
+    Raises `ValueError` when `rank` is not from 1 to the cut's max_rank, `TypeError` where it is no whole number, and as `Cut.parse` and
+    `Cut.matricize` do. Source: the paper's cuts of Figure 5.
     """
     cut = Cut.parse(cut)
     check_kernel(kernel)
@@ -182,18 +187,18 @@ class CutFactors(KernelFactors):
 
 
 def relative_error(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
-    """ε = ‖K − K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor.
+    """ε = ‖K − K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor of the kernel's dtype.
 
-    Raises `ValueError` when the shapes differ or the kernel is zero.
+    Raises `ValueError` when the shapes or devices differ or the kernel is zero, and as `Cut.matricize` does for what is no kernel.
     """
     approximation = _alike(kernel, approximation)
     return _ratio(kernel.double() - approximation.double(), kernel)
 
 
 def norm_kept(kernel: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
-    """ν = ‖K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor; ν² + ε² = 1 for a truncation.
+    """ν = ‖K'‖ / ‖K‖ in the Frobenius norm, a 0-dimensional tensor of the kernel's dtype; ν² + ε² = 1 for a truncation.
 
-    Raises `ValueError` when the shapes differ or the kernel is zero.
+    Raises as `relative_error` does.
     """
     return _ratio(_alike(kernel, approximation), kernel)
 
@@ -204,6 +209,8 @@ def _alike(kernel, approximation):
     if kernel.shape != approximation.shape:
         raise ValueError(f"kernel and approximation must have the same shape, got {tuple(kernel.shape)} "
                          f"and {tuple(approximation.shape)}")
+    if kernel.device != approximation.device:
+        raise ValueError(f"kernel and approximation must be on one device, got {kernel.device} and {approximation.device}")
     return approximation
 
 

@@ -55,7 +55,8 @@ def hosvd(kernel: torch.Tensor, ranks=None, sequential: bool = False) -> TuckerF
     GₙGₙᵀ = diag(sₙ²), so that Gₙ divided by sₙ is an isometry, and UₙUₙᵀ = 1 where n is no longer than its max_rank.
     `sequential`: truncate each mode before the next is decomposed; the squared error is then the sum of the squares of
     all discarded `.singular_values`, otherwise at most that. Either error is at most twice the least of these ranks;
-    nothing is iterated (no HOOI). Raises `ValueError` for a rank above its mode's max_rank.
+    nothing is iterated (no HOOI). Raises `ValueError` for a rank above its mode's max_rank, `TypeError` for one that is no whole number, and
+    as `Cut.matricize` does for what is no kernel.
     Source: Figures 3 and 4; De Lathauwer et al. 2000; sequential: Vannieuwenhoven et al. 2012.
     """
     check_kernel(kernel)
@@ -102,7 +103,8 @@ def tensor_train(kernel: torch.Tensor, ranks) -> ChainFactors:
 
     `ranks`: the three inner bonds r₁, r₂, r₃. The first three cores are isometries from their left; the squared error
     is the sum of the squares of the singular values discarded on the way. Raises `ValueError` for a bond above what
-    the ones before it leave: r_k ≤ min(r_{k−1}·mode, product of the modes after). Source: Figure 3; Oseledets 2011.
+    the ones before it leave: r_k ≤ min(r_{k−1}·mode, product of the modes after), `TypeError` for one that is no whole number, and
+    as `Cut.matricize` does for what is no kernel. Source: Figure 3; Oseledets 2011.
     """
     check_kernel(kernel)
     check_length(ranks, [f"after {mode}" for mode in CHAIN_MODES[:3]])
@@ -136,7 +138,8 @@ class SeparableFactors(KernelFactors):
 def separable(kernel: torch.Tensor) -> SeparableFactors:
     """The nearest kernel whose every filter is an outer product of a column and a row: a rank-1 SVD of each (OUT, IN).
 
-    OUT·IN·(KH + KW) parameters. Its convolution holds OUT·IN channels at once. Source: Figure 3 (spatially separable).
+    OUT·IN·(KH + KW) parameters. Its convolution holds OUT·IN channels at once. Raises as `Cut.matricize` does for what is no kernel.
+    Source: Figure 3 (spatially separable).
     """
     check_kernel(kernel)
     vertical, horizontal = _rank_one(kernel)                                    # [OUT, IN, KH], [OUT, IN, KW]
@@ -159,7 +162,7 @@ class DepthwiseSeparableFactors(KernelFactors):
 def depthwise_separable(kernel: torch.Tensor) -> DepthwiseSeparableFactors:
     """The nearest kernel with one filter per input channel, then a 1×1 convolution: a rank-1 SVD of each IN slice.
 
-    IN·(OUT + KH·KW) parameters. Source: Figure 3.
+    IN·(OUT + KH·KW) parameters. Raises as `Cut.matricize` does for what is no kernel. Source: Figure 3.
     """
     check_kernel(kernel)
     pointwise, depthwise = _rank_one(kernel.transpose(0, 1).flatten(2))         # [IN, OUT], [IN, KH·KW]

@@ -69,9 +69,9 @@ class KernelFactors:
 
         Equal to `torch.nn.functional.conv2d` with `.to_kernel()`. `stride`, `padding`, `dilation`: a number or a pair,
         `padding` also "same" or "valid". Raises `TypeError` or `ValueError` for anything but an image of the kernel's
-        channels and dtype that the kernel fits into.
+        channels, dtype and device that the kernel fits into.
         """
-        check_image(image, self.shape[1], self.factors[0].dtype)
+        check_image(image, self.shape[1], self.factors[0])
         geometry = Geometry.of(stride, padding, dilation)
         geometry.output_size(image.shape[2:], self.shape[2:])
         for step in self.steps():

@@ -13,7 +13,7 @@ import tensorly
 import torch
 from tensorly.decomposition import parafac, tensor_ring_als
 
-from .checks import check_count, check_kernel, check_length, check_rank, rank_name
+from .checks import check_count, check_kernel, check_length, check_rank, check_seed, rank_name
 from .cuts import MODES, relative_error, svd
 from .decompositions import CHAIN_MODES, ChainFactors
 from .factors import KernelFactors, Step, cast_like
@@ -39,8 +39,9 @@ class Fit:
 
 def _best_start(kind, kernel, fit, terms, seed, starts, max_iterations, tolerance):
     """The fit with the least error among the starts; `terms` gives the norms of what the kernel is the sum of."""
-    for name, value, least in (("seed", seed, 0), ("starts", starts, 1), ("max_iterations", max_iterations, 1)):
-        check_count(value, name, least)
+    check_seed(seed)
+    for name, value in (("starts", starts), ("max_iterations", max_iterations)):
+        check_count(value, name)
     if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real) or not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance!r}")
     kernel = kernel.detach()
@@ -80,7 +81,8 @@ def tensor_ring(kernel: torch.Tensor, ranks, seed: int = 0, starts: int = 3, max
     by alternating least squares from `starts` random starts, of which the nearest is returned with its `Fit`; the
     same seed gives the same factors, and more starts never a larger error. `normal_equations` solves the least squares
     by them: some three times faster and as near, but only for bonds that the kernel fills: where fewer would be exact,
-    they are singular. No gradient. Raises `ValueError` for a zero kernel.
+    they are singular. No gradient. Raises `ValueError` for a zero kernel, and `TypeError` or `ValueError` as
+    `Cut.matricize` does, and for ranks, a seed or numbers out of range.
     Source: Figure 3; Zhao et al. 2016, `tensorly.decomposition.tensor_ring_als`.
     """
     check_kernel(kernel)
@@ -133,7 +135,8 @@ def cp(kernel: torch.Tensor, rank: int, seed: int = 0, starts: int = 3, max_iter
     columns from one generator, the Gaussian starts first). An iteration that lowers the
     relative error by less than `tolerance` is the last. No gradient. A nearest kernel of a given rank need not exist:
     look at `.largest_component_norm`. Raises `ValueError` for a zero kernel and for a rank above the product of all
-    modes but the longest, which is exact for any kernel. Source: Figure 3; `tensorly.decomposition.parafac`.
+    modes but the longest, which is exact for any kernel, `TypeError` for one that is no whole number, and either as `tensor_ring` does.
+    Source: Figure 3; `tensorly.decomposition.parafac`.
     """
     check_kernel(kernel)
     bound = kernel.numel() // max(kernel.shape)

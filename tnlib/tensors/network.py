@@ -20,7 +20,7 @@ class Geometry:
     def of(cls, stride, padding, dilation) -> "Geometry":
         """A geometry of numbers or pairs. Raises `ValueError` naming the argument that is none."""
         stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-        if padding not in ("same", "valid"):
+        if not isinstance(padding, str) or padding not in ("same", "valid"):
             padding = pair(padding, "padding", 0, " (or 'same' or 'valid')")
         if padding == "same" and stride != (1, 1):
             raise ValueError(f"padding 'same' takes stride 1, got stride {stride}")
@@ -79,12 +79,12 @@ def conv2d(image: torch.Tensor, kernel: torch.Tensor, stride=1, padding=0, dilat
     the kernel, and for groups that do not divide OUT and C. Source: Figure 2.
     """
     check_kernel(kernel)
-    check_image(image, dtype=kernel.dtype)
+    check_image(image, beside=kernel)
     groups = check_count(groups, "groups")
     if kernel.shape[0] % groups or image.shape[1] % groups:
         raise ValueError(f"groups must divide OUT of the kernel {tuple(kernel.shape)} and C of the image "
                          f"{tuple(image.shape)}, got {groups}")
-    check_image(image, groups * kernel.shape[1], kernel.dtype)
+    check_image(image, groups * kernel.shape[1])
     patch = patches(image, kernel.shape[2:], stride, padding, dilation)     # [N, C, KH, KW, H', W']
     patch = patch.unflatten(1, (groups, -1))                                # [N, G, IN, KH, KW, H', W']
     kernel = kernel.unflatten(0, (groups, -1))                              # [G, OUT/G, IN, KH, KW]
