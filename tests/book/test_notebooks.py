@@ -499,6 +499,23 @@ def test_what_the_chapter_on_truncations_says_of_the_deep_network_holds_for_the_
         assert abs(whole - stored) < 0.01, "by itself next to neutral"
 
 
+def test_what_the_first_page_says_of_the_ends_of_re_training_holds():
+    """Claim 4, from the published tables: by which of the three conditions cases fail, and that the same cases pass in every network."""
+    for dataset, (least, most), cases in (("cifar10", (1.3, 1.4), 0), ("cifar100", (1.12, 1.16), 2)):
+        ratios, passed, barriers = [], [], []
+        for seed in range(5):
+            runs = read_table(PUBLISHED / "results" / f"retraining-vanilla-{dataset}-s{seed}.csv").query("epoch == 5").set_index(["arm", "cut", "strength"])["train_loss"]
+            free = runs["free"] / runs["continued", "none", 1.0]
+            ratios += list(free)
+            passed.append({case for case in free.index if free[case] <= 1.1})
+            paths = read_table(PUBLISHED / "results" / f"paths-vanilla-{dataset}-s{seed}.csv").query("arm == 'free'").sort_values("position")
+            for _, path in paths.groupby(["cut", "strength"]):
+                ends = path["accuracy"].iloc[[0, -1]].to_numpy()
+                barriers.append(100 * np.max(ends[0] + (ends[1] - ends[0]) * path["position"] - path["accuracy"]))
+        assert len(ratios) == len(barriers) == 25 and max(barriers) < 2 and least < np.mean(ratios) < most
+        assert all(found == passed[0] for found in passed) and len(passed[0]) == cases, passed
+
+
 def test_which_rule_for_all_layers_serves_better_depends_on_the_network_as_said():
     """Within a point, and at a loss of a tenth, at the four cuts that the deep network has too."""
     within, tenths = {}, {}

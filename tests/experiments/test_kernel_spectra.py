@@ -1,5 +1,7 @@
 """Spectra of a network's kernels against numpy and quimb, in every gauge, with their references and their summary."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 from tnlib import conv_kernels
 from tnlib.experiments import weights
 from tnlib.experiments.gauges import balanced, random_gauge
-from tnlib.experiments.kernel_spectra import cut_spectra, kernel_spectra, network_spectra, summary
+from tnlib.experiments.kernel_spectra import cut_spectra, gaussian_draws, kernel_spectra, network_spectra, summary
 from tnlib.experiments.networks import Vanilla
 from tnlib.experiments.weights import save_weights
 from tnlib.tensors.cuts import CUTS, MODES
@@ -135,9 +137,11 @@ def test_references_and_their_numbers(spectra):
     counts = spectra[spectra["index"] == 1].groupby(["layer", "cut", "gauge", "kind"]).size().unstack(["gauge", "kind"])
     law = counts.pop(("none", "marchenko_pastur"))
     assert {column: set(counts[column]) for column in counts} == {
-        ("trained", "kernel"): {1}, ("balanced", "kernel"): {1}, ("random", "kernel"): {1}, ("none", "gaussian"): {3},
+        ("trained", "kernel"): {1}, ("balanced", "kernel"): {1}, ("random", "kernel"): {1},
+        ("none", "gaussian"): {3 * number for number in (62, 6, 2, 10)},  # in the order of the layers, 10,000 over their entries
         ("trained", "shuffled"): {3}, ("balanced", "shuffled"): {3}}
-    assert set(spectra[spectra.kind == "gaussian"]["sample"]) == {0, 1, 2}
+    assert spectra[spectra.kind == "gaussian"].groupby("layer", sort=False)["sample"].nunique().tolist() == [
+        3 * math.ceil(10_000 / kernel.numel()) for kernel in conv_kernels(vanilla()).values()]
     # Both sides at least 30: conv2 is (32, 6, 3, 3), conv3 (30, 32, 3, 3), and conv4 (4, 30, 3, 3).
     assert set(law.dropna().index) == {("conv2", "OUT"), ("conv3", "OUT"), ("conv3", "IN"), ("conv3", "OUT,KW"),
                                        ("conv3", "OUT,KH"), ("conv4", "IN")}
@@ -169,7 +173,16 @@ def test_gaussian_references_depend_on_the_shape_alone(spectra):
     for layer in LAYERS:
         where = dict(layer=layer, cut="IN", kind="gaussian", sample=1)
         np.testing.assert_array_equal(values_of(other, **where), values_of(spectra, **where))
-    assert set(other[other.kind == "gaussian"]["sample"]) == {0, 1}
+    assert 3 * other[other.kind == "gaussian"]["sample"].nunique() == 2 * spectra[spectra.kind == "gaussian"]["sample"].nunique()
+
+
+@pytest.mark.parametrize("shape, cut", [((32, 3, 3, 3), "OUT,KH"), ((64, 32, 3, 3), "OUT"), ((64, 64, 1, 1), "OUT")])
+def test_by_so_many_draws_chance_is_known_to_a_thousandth(shape, cut):
+    """Of the kernels of the networks here: the standard error of the mean entropy, by draws of numpy's."""
+    draws = np.random.RandomState(1).standard_normal((100, *shape))
+    squares = [by_numpy(torch.from_numpy(draw), cut) ** 2 for draw in draws]
+    shares = [-(p * np.log2(p)).sum() / np.log2(len(p)) for p in (s / s.sum() for s in squares)]
+    assert np.std(shares) / np.sqrt(gaussian_draws(shape, 5)) < 0.001
 
 
 # ---- summary -----------------------------------------------------------------------------------------------------

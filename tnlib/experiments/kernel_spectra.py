@@ -3,6 +3,7 @@
 Everything is computed from the weights alone: no data set is needed.
 """
 
+import math
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -23,6 +24,7 @@ from .networks import conv_kernels
 from .replacements import chosen_layers
 from .weights import load_model, trained_seeds
 
+FEW_ENTRIES = 10_000
 COLUMNS = ("seed", "layer", "depth", "cut", "gauge", "kind", "sample", "rows", "columns", "max_rank")
 
 
@@ -35,7 +37,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
     (from 1) and `value` (s/‖s‖). `gauge` is "trained", "balanced" or "random" (one draw, factors
     exp(`gauge_spread`·Gaussian)), with batch norm "trained" or "folded" (and, `in_blocks`, the further ones of `gauges`), for
     `kind` "kernel"; `kind` is also "shuffled" (of all gauges but random ones) and, with no gauge, "gaussian", each with
-    `samples` draws, and "marchenko_pastur" where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
+    `samples` draws (of a small Gaussian kernel more, see `gaussian_draws`), and "marchenko_pastur" where both sides are at least 30. Without `shuffled` kernels it is done in a third of the time. Without `trained`,
     kernels in that gauge are left out where there is another. `side_by_side` and `kept` as of `cut_spectra`.
     """
     found = []  # (what leads the rows of a spectrum, its values)
@@ -52,7 +54,7 @@ def kernel_spectra(model: torch.nn.Module, samples: int = 5, gauge_seed: int = 0
             spectra = cut_spectra({(gauge, "kernel", 0): kernel} |
                                   {(gauge, "shuffled", n): shuffled_rows(kernel, n) for n in range(draws)}, side_by_side, kept)
             if place == 0:
-                gaussian = _gaussian_spectra(kernel.shape, samples, side_by_side, kept)
+                gaussian = _gaussian_spectra(kernel.shape, gaussian_draws(kernel.shape, samples), side_by_side, kept)
                 spectra |= {("none", "gaussian", n): cuts for n, cuts in gaussian.items()}
                 spectra["none", "marchenko_pastur", 0] = {
                     cut.name: marchenko_pastur(*cut.dimensions(kernel.shape)) for cut in distinct_cuts(kernel.shape)
@@ -102,6 +104,12 @@ def cut_spectra(kernels: dict, side_by_side: int | None = None, kept: Path | Non
     for name, cut in todo:
         spectra[name][cut.name] = found[name, cut]
     return spectra
+
+
+def gaussian_draws(shape, samples: int) -> int:
+    """How many Gaussian kernels stand for chance: the fewer entries, the more differs one from another. With `samples` at
+    `FEW_ENTRIES` and above, and in inverse proportion below, the mean entropy is known to some 0.1 % of the largest."""
+    return samples * math.ceil(max(1, FEW_ENTRIES / math.prod(shape)))
 
 
 @cache
