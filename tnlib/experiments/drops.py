@@ -263,15 +263,16 @@ def one_points(cells: pd.DataFrame, by=("layer", "cut")) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(list(by), ignore_index=True)
 
 
-def harmless_error_ratios(cells: pd.DataFrame, noise: pd.DataFrame, by=("seed", "layer", "cut")) -> pd.DataFrame:
-    """ε* of each curve of truncations over that of its matched noise: one row for each of `by` that both tables have.
+def harmless_error_ratios(cells: pd.DataFrame, noise: pd.DataFrame) -> pd.DataFrame:
+    """ε* of each curve of truncations over that of its matched noise: one row for each seed, layer and cut that both tables have.
 
-    Columns: those of `by`, `epsilon_star`, `noise_epsilon_star` (the geometric mean over draws), `ratio`. Above 1 a
+    Columns: `seed, layer, cut, epsilon_star`, `noise_epsilon_star` (the geometric mean over draws), `ratio`. Above 1 a
     truncation may be larger than noise of the same norm and error before it does harm. `cells` and `noise` as in
     `one_points`, `noise` with a column `draw`.
     """
+    by = ["seed", "layer", "cut"]
     truncated = one_points(cells, by)[[*by, "epsilon_star"]]
     drawn = one_points(noise, (*by, "draw"))
     drawn = np.exp(np.log(drawn["epsilon_star"]).groupby([drawn[name] for name in by], sort=False).mean())
-    both = truncated.merge(drawn.rename("noise_epsilon_star").reset_index(), on=list(by))
+    both = truncated.merge(drawn.rename("noise_epsilon_star").reset_index(), on=by)
     return both.assign(ratio=both["epsilon_star"] / both["noise_epsilon_star"])

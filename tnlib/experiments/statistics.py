@@ -123,14 +123,14 @@ def curve_bootstrap(cells: pd.DataFrame, statistic, replicates: int = 1000, seed
     return np.array(values)
 
 
-def curves_at(cells: pd.DataFrame, x: str, values, columns, by=("seed", "layer", "cut")) -> pd.DataFrame:
+def curves_at(cells: pd.DataFrame, x: str, values, columns) -> pd.DataFrame:
     """Each curve's `columns` at common `values` of the column `x`, on straight lines between two of its cells.
 
-    One row a curve and value, with the columns `by`, `x` and `columns`; none where the curve does not reach the value.
+    One row a curve and value, with the columns `seed, layer, cut`, `x` and `columns`; none where the curve does not reach the value.
     Cells of different layers are then compared at one parameter fraction, say, where their rank grids have none in common.
     """
-    rows = []
-    for key, curve in cells.groupby(list(by), sort=False, observed=True):
+    by, rows = ["seed", "layer", "cut"], []
+    for key, curve in cells.groupby(by, sort=False, observed=True):
         curve = curve.sort_values(x)
         at = curve[x].to_numpy()
         rows += [dict(zip(by, key)) | {x: value} | {column: np.interp(value, at, curve[column]) for column in columns}

@@ -35,6 +35,7 @@ REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTED = VERDICTS = (
     "reproduced", "partly", "not reproduced", "inconclusive", "not tested")
 WORST_FIRST = (NOT_TESTED, NOT_REPRODUCED, INCONCLUSIVE, PARTLY, REPRODUCED)
 ALPHA = 1 - LEVEL
+NEEDED = 3  # pairs of the four with the same verdict, for one over all of them
 READINGS = {"lambda": "λ", "w": "w", "epsilon": "ε"}  # of "10 %", see `as_norm_loss`
 
 
@@ -258,11 +259,11 @@ def corrected(verdicts: list[Verdict]) -> list[Verdict]:
     return found
 
 
-def overall(verdicts: list[str], needed: int = 3) -> str:
-    """One claim over its pairs: what at least `needed` of them say; with fewer verdicts than that, "not tested"."""
-    if sum(verdict != NOT_TESTED for verdict in verdicts) < needed:
+def overall(verdicts: list[str]) -> str:
+    """One claim over its four pairs: what at least `NEEDED` of them say; with fewer verdicts than that, "not tested"."""
+    if sum(verdict != NOT_TESTED for verdict in verdicts) < NEEDED:
         return NOT_TESTED
-    return next((word for word in (REPRODUCED, NOT_REPRODUCED) if verdicts.count(word) >= needed), INCONCLUSIVE)
+    return next((word for word in (REPRODUCED, NOT_REPRODUCED) if verdicts.count(word) >= NEEDED), INCONCLUSIVE)
 
 
 def reason_of(parts: tuple[Part, ...], verdict: str) -> str:
