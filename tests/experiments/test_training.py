@@ -339,6 +339,15 @@ def test_the_card_says_what_was_done(tmp_path):
     assert card["git_commit"] == provenance.git_commit()
 
 
+def test_the_card_names_the_code_that_began(tmp_path, monkeypatch):
+    """Which may be another than what lies there when the training ends."""
+    order, noted, fit = [], training.provenance, training._fit
+    monkeypatch.setattr(training, "provenance", lambda *given: order.append("noted") or noted(*given))
+    monkeypatch.setattr(training, "_fit", lambda *given: order.append("trained") or fit(*given))
+    run(tmp_path)
+    assert order == ["noted", "trained"]
+
+
 def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
     git = lambda *words: subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-C", tmp_path,
                                          *words], capture_output=True, text=True, check=True).stdout.strip()

@@ -170,7 +170,7 @@ def test_a_name_that_is_none_is_named(name):
 
 @pytest.mark.parametrize("seed", ["0", -1, 1.0])
 def test_a_seed_that_is_none_is_named(seed):
-    with pytest.raises(ValueError, match=f"seed must be a whole number of at least 0, got {seed!r}"):
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0 to 2147483647, got {seed!r}"):
         load_model("vanilla", "cifar10", seed)
 
 

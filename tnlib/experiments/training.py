@@ -87,7 +87,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
         if not trained_before and path.is_file() and path.with_suffix(".json").is_file():  # by the one that was waited for
             _check_trained_alike(path, dataset, identity)
             return model_at(path, model, dataset.name, seed)
-        started, initial_entropy = now(), entropies(module)
+        started, code, initial_entropy = now(), provenance(device), entropies(module)  # of the code that trains, whatever is edited meanwhile
         history, seconds = _fit(module, dataset, recipe, seed, device, checkpoint, identity, progress)
         module = module.to(memory_format=torch.contiguous_format).eval()
         module.load_state_dict(as_stored(module, entry.half))  # what is measured is what is loaded
@@ -102,7 +102,7 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
             "test_accuracy": test.accuracy, "test_loss": test.loss,
             "train_accuracy": train_set.accuracy, "train_loss": train_set.loss,
             "initial_entropy": initial_entropy, "history": history, "finished": now(), "last_started": started,
-            "train_seconds": round(seconds, 1), **provenance(device)}, entry.half)
+            "train_seconds": round(seconds, 1), **code}, entry.half)
         checkpoint.unlink(missing_ok=True)
     return module
 
