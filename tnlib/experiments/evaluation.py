@@ -200,8 +200,8 @@ def evaluate(model, dataset, preprocess=None, split: str = "test", batch_size: i
     The model is put into eval mode for the time. On a CPU larger batches are slower: they leave its caches, and memory that is
     given back to the system after each is paid for anew (measured with 1,000: 1.3 to 2.4 times as long).
 
-    Raises `ValueError` for an unknown or empty split, a model that does not take the images, answers to each by its batch
-    (or a `preprocess` that does) or is on a device without float64, logits that are not (N, classes) or are NaN, a
+    Raises `ValueError` for an unknown or empty split, a model that does not take the images, writes into them, answers to each by its
+    batch (or a `preprocess` that does) or is on a device without float64, logits that are not (N, classes) or are NaN, a
     `preprocess` that makes no batch and a batch size below 1, and `TypeError` for anything but a module.
     """
     if not isinstance(model, torch.nn.Module):

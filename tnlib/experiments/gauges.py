@@ -48,10 +48,10 @@ def gauges(model: nn.Module, seed: int = 0, spread: float = 1.0, in_blocks: bool
     return found
 
 
-def factors_in_gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
+def factors_in_gauges(model: nn.Module, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     """Gauge → layer → the factors (OUT, IN, KH, KW) by which the entries of its kernel are multiplied there, zeros as well.
 
-    The gauges are those of `gauges`, without those within blocks.
+    The gauges are those of `gauges(model, seed)`.
     """
     ones = copy.deepcopy(model)
     for kernel in conv_kernels(ones).values():
@@ -59,7 +59,7 @@ def factors_in_gauges(model: nn.Module, seed: int = 0, spread: float = 1.0) -> d
     networks = {}
     try:
         layers = chain(model)
-        networks = {"balanced": rescaled(ones, _balancing(layers)), "random": rescaled(ones, _drawn(layers, torch.Generator().manual_seed(seed), spread))}
+        networks = {"balanced": rescaled(ones, _balancing(layers)), "random": rescaled(ones, _drawn(layers, torch.Generator().manual_seed(seed), 1.0))}
     except ValueError:
         with suppress(ValueError):
             networks["folded"] = folded(ones)
