@@ -151,6 +151,17 @@ def test_with_one_own_table_there_nothing_is_measured_to_say_so(monkeypatch, tmp
     assert available("shrink", "vanilla", ["cifar10"]) == []
 
 
+def test_a_page_does_not_silently_measure_for_hours(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "measure_table", lambda *_, **__: "measured")
+    monkeypatch.setattr(results, "section", OpenSection(values={"profile": "published", "model": "resnet50"}))
+    with monkeypatch.context() as slow, pytest.raises(FileNotFoundError, match="no results of 'shrink' for resnet50 on cifar10, and on a CPU they take "
+                                                      "hours: .* with: tnlib measure shrink resnet50 cifar10 --seed 0"):
+        slow.setattr(torch.cuda, "is_available", lambda: False)
+        results.results("shrink", "resnet50", "cifar10")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert results._measured("shrink", "resnet50", "cifar10", read=lambda path: pd.DataFrame({"path": [path]}))["path"].tolist() == ["measured"]
+
+
 def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monkeypatch, tmp_path):
     """Weights and tables are found by the file's name; what they are about are its images."""
     images, labels = np.random.RandomState(0).randint(0, 256, (2, 40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10

@@ -58,7 +58,7 @@ def measure(experiment: str, model: str, dataset: Dataset | str, seed: int = 0, 
     if complete and begun is None:
         begun = read_card(_published_table(name))
     whole = begun is not None and "reduced" not in begun  # what a GPU began is ended in the same form wherever
-    reduced = entry.reducible and too_large(network, dataset) and not whole
+    reduced = entry.reducible and too_large(network, dataset.name) and not whole
     subject = Subject(model, network, dataset, seed, reduced)
     if executor is None:
         network.to(default_device())

@@ -117,7 +117,7 @@ def verify_retraining(data=None, **of) -> Retrained | None:
     for path in published_tables(experiment="retraining", **of):
         if (read_table(path)["arm"] == "free").any():  # some arms may be missing
             table = _Table(path, partial(load_dataset, root=data))
-            if not too_large(table.subject.model, table.subject.dataset):
+            if not too_large(table.subject.model, table.subject.dataset.name):
                 return table.retrained()
     return None
 

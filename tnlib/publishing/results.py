@@ -11,7 +11,9 @@ import pandas as pd
 import torch
 
 from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS, find_table
+from ..experiments.dataset import as_argument
 from ..experiments.datasets import load_dataset
+from ..experiments.experiment import too_large
 from ..experiments.files import PUBLISHED, RUNS, VALUES
 from ..experiments.kernel_spectra import entropies, entropies_without_start, network_spectra, summary
 from ..experiments.measurements import measure as measure_table
@@ -73,7 +75,7 @@ def _without_start(model: str, dataset: str) -> pd.DataFrame:
 
 
 def _measured(experiment: str, model: str, dataset: str, measure: bool = True, read=read_table) -> pd.DataFrame:
-    """The tables of all networks that are measured; where none is, the first is measured here and kept.
+    """The tables of all networks that are measured; where none is, the first is measured here and kept, but for one that takes hours.
 
     Under the profile `full`, all networks are measured here, and what is published is not looked at.
     """
@@ -82,6 +84,9 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     if not tables and (not measure or section.of_the_book):
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}" + " --publish" * section.of_the_book)
+    if not tables and not anew and too_large(load_model(model, dataset, seeds[0]), dataset):  # a page would be silent meanwhile
+        raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}, and on a CPU they take hours: measure them first, which shows "
+                                f"how far it is and goes on where it was cut off, with: tnlib measure {experiment} {model} {as_argument(dataset)} --seed {seeds[0]}")
     if measure and anew or not tables:
         shown = OUTPUT_VARIABLE not in os.environ  # a page has no use for a progress bar
         tables = [measure_table(experiment, model, dataset, seed, progress=shown) for seed in (seeds if anew else seeds[:1])]
@@ -131,7 +136,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
 
     "truncation", "noise", "shrink" and the other measurements of tnlib.experiments.catalogue: their published tables,
     else your own; where there is none, one network is measured, which needs the data set, and kept below runs/ (with
-    `measure=False`: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
+    `measure=False`, and of a deep network without a GPU, which takes hours: `FileNotFoundError`). "retraining-spectra": the singular values after every epoch of "retraining";
     "retraining-answers": its table with the bits of every row, `answers` (so too "retraining-cuts-answers",
     "retraining-layers-answers" and "compression-answers"); "retraining-recipe": how its networks were trained on, by its card (so too
     "compression-recipe"); "recipe": how they
