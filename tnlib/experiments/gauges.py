@@ -9,7 +9,6 @@ errors are not the same: a statement about them is one about a gauge.
 import copy
 import operator
 from collections import Counter
-from contextlib import suppress
 
 import torch
 from torch import fx, nn
@@ -56,18 +55,12 @@ def factors_in_gauges(model: nn.Module, seed: int = 0) -> dict[str, dict[str, to
     ones = copy.deepcopy(model)
     for kernel in conv_kernels(ones).values():
         kernel.fill_(1)
-    networks = {}
-    try:
-        layers = chain(model)
-        networks = {"balanced": rescaled(ones, _balancing(layers)), "random": rescaled(ones, _drawn(layers, torch.Generator().manual_seed(seed), 1.0))}
-    except ValueError:
-        with suppress(ValueError):
-            networks["folded"] = folded(ones)
-    kernels = conv_kernels(model)
-    as_they_are = not_replaceable(model, kernels)  # whose weight cannot be written: no gauge changes them
-    return {"trained": {layer: torch.ones_like(kernel) for layer, kernel in kernels.items()}} | {
-        gauge: {layer: torch.ones_like(factor) if layer in as_they_are else factor for layer, factor in conv_kernels(network).items()}
-        for gauge, network in networks.items()}
+    networks = gauges(ones, seed)
+    if "balanced" in networks:  # the one whose factors hang on the weights
+        networks["balanced"] = rescaled(ones, _balancing(chain(model)))
+    as_they_are = not_replaceable(model, conv_kernels(model))  # whose weight cannot be written: no gauge changes them
+    return {gauge: {layer: torch.ones_like(factor) if layer in as_they_are else factor for layer, factor in conv_kernels(network).items()}
+            for gauge, network in networks.items()}
 
 
 def folded(model: nn.Module) -> nn.Module:

@@ -76,7 +76,7 @@ def bits_path(path: Path) -> Path:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 def has_card(path: Path) -> bool:
-    """Whether a table and its card are there: the card is written last."""
+    """Whether a table, or weights, and its card are there: the card is written last."""
     return path.is_file() and path.with_suffix(".json").is_file()
 
 

@@ -22,6 +22,7 @@ from .kernel_spectra import entropies
 from .networks import Network, Recipe, network
 from .provenance import now, provenance
 from .store import alone
+from .tables import has_card
 from .weights import (as_stored, check_called, check_trained_on, find_weights, initial_model, model_at, read_card, read_sealed, save_sealed, save_weights,
                       stem)
 
@@ -77,14 +78,14 @@ def train(model: str, dataset, seed: int = 0, recipe: Recipe | None = None, fold
     identity = {"model": model, "dataset": dataset.name, "seed": seed, "architecture": architecture,
                 "recipe": dataclasses.asdict(recipe), "core_fingerprint": dataset.core_fingerprint,
                 "precision": training_precision(recipe, device)}
-    trained_before = path.is_file() and path.with_suffix(".json").is_file()
+    trained_before = has_card(path)
     if trained_before:  # the same training may make them again, and no other replaces them
         _check_trained_alike(path, dataset, identity)
     module = initial_model(identity)
     _set_normalization(module, dataset)
 
     with alone(checkpoint, progress):
-        if not trained_before and path.is_file() and path.with_suffix(".json").is_file():  # by the one that was waited for
+        if not trained_before and has_card(path):  # by the one that was waited for
             _check_trained_alike(path, dataset, identity)
             return model_at(path, model, dataset.name, seed)
         started, code, initial_entropy = now(), provenance(device), entropies(module)  # of the code that trains, whatever is edited meanwhile

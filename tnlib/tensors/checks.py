@@ -82,11 +82,11 @@ def check_count(value, name: str, least: int = 1) -> int:
     return int(value)
 
 
-def check_seed(value, name: str = "seed") -> int:
-    """Return `value` if it is a whole number from 0 to 2³¹ − 1, which every generator takes."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value < 2**31:
-        raise ValueError(f"{name} must be a whole number from 0 to {2**31 - 1}, got {value!r}")
-    return int(value)
+def check_seed(seed) -> int:
+    """Return `seed` if it is a whole number from 0 to 2³¹ − 1, which every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")
+    return int(seed)
 
 
 def pair(value, name: str, least: int = 0, otherwise: str = "") -> tuple[int, int]:
