@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.special import ndtri
 
 import tnlib
@@ -170,15 +171,20 @@ def test_what_the_chapter_says_in_words_of_a_second_data_set_holds():
         last = 100 * rows["accuracy"].xs(5, level="epoch")
         assert rows.loc[("fraction-inner", 0), "accuracy"] < 0.1 and abs(last["map"] - last["data-aware"]) < 1
         assert (last["map"] - last["fraction-inner"] > 5) == (cut == "OUT,IN")
+    inner = ended["map"] - ended["fraction-inner"]
+    assert (inner >= 1).to_dict() == {0.125: True, 0.25: False, 0.5: False}, "a point ahead of that rule at an eighth alone"
+    assert (ended["map"] - ended["data-aware"] < 1).all() and (ended["map"] > ended["norm"]).all()
 
 
 def test_by_other_prices_the_narrower_network_is_ahead_where_the_chapter_says_so():
     """At an eighth, by lines through its own budgets, as the chapter draws them: numbers of parameters of the whole network."""
     for dataset in ("cifar10", "cifar100"):
         rows = pd.concat(map(read_table, (PUBLISHED / "results").glob(f"compression-vanilla-{dataset}-s*.csv"))).query("epoch == 5")
-        maps = rows.query("arm == 'map' and budget == 0.125").set_index("seed")
-        over = []
-        for seed, line in rows.query("arm == 'narrower'").sort_values("network_parameters").groupby("seed"):
-            here = np.interp(np.log(maps.loc[seed, "network_parameters"]), np.log(line["network_parameters"]), line["accuracy"])
-            over.append(100 * (maps.loc[seed, "accuracy"] - here))
-        assert len(over) == 5 and np.mean(over) < -2
+        over = {budget: [] for budget in (0.5, 0.25, 0.125)}
+        for (seed, budget), maps in rows.query("arm == 'map'").groupby(["seed", "budget"]):
+            line = rows.query("arm == 'narrower' and seed == @seed").sort_values("network_parameters")
+            here = np.interp(np.log(maps["network_parameters"].item()), np.log(line["network_parameters"]), line["accuracy"])
+            over[budget].append(100 * (maps["accuracy"].item() - here))
+        reach = {budget: np.mean(points) + stats.t.ppf(0.975, 4) * stats.sem(points) for budget, points in over.items()}
+        assert {len(points) for points in over.values()} == {5} and np.mean(over[0.125]) < -2
+        assert min(reach[0.5], reach[0.25]) > 0, "ahead or level at a half and a quarter"

@@ -17,6 +17,7 @@ from tnlib.experiments.drops import harmless
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import read_table
 from tnlib.publishing.building import glued_values
+from tnlib.publishing.results import results
 
 KINDS = ("noise", "random-rank", "random-error", "smallest", "filters")
 
@@ -139,6 +140,27 @@ def test_removing_filters_is_mostly_the_better_way_in_the_published_tables(datas
     own, other = (tables[tables.kind == kind].set_index(["seed", "layer", "cut", "rank"])["accuracy_drop"] for kind in ("truncation", "filters"))
     pairs = pd.concat([own, other], axis=1, keys=["own", "other"]).dropna().query("own > 1 or other > 1")
     assert len(pairs) > 200 and (pairs["own"] < pairs["other"]).mean() > 0.8, "where the layer alone counts"
+    assert (pairs["own"] < pairs["other"]).groupby("layer").mean().idxmin() == "conv1"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_truncations_without_filters_beside_them_are_those_of_conv1_and_mostly_mild_ones(dataset):
+    """Those that save less parameters of the whole network than the fewest filters removed."""
+    left = []
+    for seed in range(5):
+        table, model = read_table(PUBLISHED / "results" / f"controls-vanilla-{dataset}-s{seed}.csv"), tnlib.load_model("vanilla", dataset, seed)
+        own = table[table.kind == "truncation"].set_index(["layer", "cut", "rank"])["accuracy_drop"]
+        left.append(own.drop(pd.MultiIndex.from_frame(beside_pruning(table, model)[["layer", "cut", "rank"]])))
+        assert len(left[-1]["conv1"]) == len(own["conv1"])
+    left = pd.concat(left)
+    behind = left[left.index.get_level_values("layer") != "conv1"]
+    assert len(behind) > 50 and (behind < 1).mean() > 0.7
+
+
+def test_the_twin_with_shuffled_labels_moved_further_and_has_the_larger_deficit():
+    moved = {labels: results("initial-overlap", f"vanilla-{labels}", "cifar10")["overlap"].mean() for labels in ("true-labels", "shuffled-labels")}
+    lack = {labels: results("spectrum-summary", f"vanilla-{labels}", "cifar10").groupby("gauge")["deficit_share"].mean()["trained"] for labels in moved}
+    assert 0.7 < moved["shuffled-labels"] < moved["true-labels"] < 0.9 and lack["shuffled-labels"] > lack["true-labels"]
 
 
 def test_the_deep_network_in_another_gauge_is_as_in_its_table(said):

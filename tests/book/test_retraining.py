@@ -12,6 +12,7 @@ import yaml
 
 import tnlib
 from tnlib.experiments.catalogue import find_table
+from tnlib.experiments.drops import harmless
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.tables import read_answers, read_bits, read_spectra, read_table
 from tnlib.publishing import results
@@ -152,6 +153,21 @@ def test_by_which_loss_end_points_are_worse_is_as_chapter_5_says(dataset, traini
     assert len(free) == 25
     assert (free["train_loss"] / own["train_loss"].reindex(free.index) <= 1.10).sum() == training
     assert (free["loss"] - own["loss"].reindex(free.index) <= 0.03).sum() == test
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_noise_ends_above_free_re_training_and_that_above_the_kept_rank_in_every_case(dataset):
+    """As chapter 5 says of its first figure: in the mean over networks."""
+    ends = pd.concat([read_table(PUBLISHED / "results" / f"retraining-vanilla-{dataset}-s{seed}.csv") for seed in range(5)]).query("epoch == 5")
+    mean = ends.groupby(["cut", "strength", "arm"])["accuracy"].mean().unstack()[["noise", "free", "kept"]].dropna()
+    assert len(mean) == 5 and (mean["noise"] > mean["free"]).all() and (mean["free"] > mean["kept"]).all()
+
+
+def test_which_single_layers_come_back_is_as_chapter_5_says():
+    """Of one network: none while its rank is held; of those that come back freely most are of the first two layers."""
+    ends = read_table(PUBLISHED / "results" / "retraining-layers-vanilla-cifar10-s0.csv").query("epoch == 5 and cut != 'none'")
+    back = ends[harmless(ends["lost"], ends["gained"], ends["images"])].groupby("arm")["truncated"].value_counts()
+    assert "kept" not in back and back["free"][["conv1", "conv2"]].sum() > 0.7 * back["free"].sum() > 3
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

@@ -301,6 +301,11 @@ def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
         assert row.verdict == verdicts[row.claim, row.model, row.dataset]
     loose = table[(table["model"] == "vanilla") & (table["claim"] == "1a") & (table["threshold"] == "lambda_star")].set_index(["dataset", "value"])["verdict"]
     assert loose["cifar10", 0.2] == "not reproduced" and loose["cifar10", 0.02] != "not reproduced"
+    moved = table.assign(fixed_verdict=[verdicts[key] for key in zip(table["claim"], table["model"], table["dataset"])]).query("verdict != fixed_verdict")
+    turned = moved.query("fixed_verdict == 'not reproduced' and verdict == 'reproduced'")
+    assert set(zip(turned["claim"], turned["threshold"], turned["value"], turned["dataset"])) == {
+        ("1a", "lambda_star", 0.02, "cifar10"), ("3", "epochs", 5, "cifar100")}, "as the chapter says"
+    assert set(moved["claim"]).isdisjoint({"2", "5"})
 
 
 @pytest.fixture
