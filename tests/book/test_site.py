@@ -141,7 +141,9 @@ def test_a_section_renders_alone(shapes_jobs, name, tmp_path):
     page = render(tmp_path / "stage", tmp_path, say=lambda words: None)
     text = read(page.parent, shapes_jobs[name].section.path.stem)
     parsed = Page(text)
-    assert "This is not the published page" in text
+    assert text.count("This is not the published page") == 1
+    chapter = text[text.index("<h1>"):]
+    assert chapter.index("This is not the published page") < chapter.index("<em>"), "before its question, and what is concluded"
     assert any(link.startswith("bibliography.html#") for link in parsed.links)
     for image in parsed.images:
         assert (page.parent / image["src"]).is_file()

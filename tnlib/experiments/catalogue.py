@@ -139,7 +139,17 @@ def _starts(its: Subject) -> Starts:
     return Starts(_retraining(its, **{"evaluated": REDUCED_IMAGES} if its.reduced else {}), levels)
 
 
+def not_measured(experiment: str, model: torch.nn.Module) -> str | None:
+    """Why an experiment is not made on a network; None where it is."""
+    if experiment == "compression" and is_deep(model):
+        return ("no experiment measures it, as the truncations of a deep network, by which ranks are chosen, are not evaluated on "
+                "held-out images")
+    return None
+
+
 def _compression(its: Subject) -> Compression:
+    if why := not_measured("compression", its.model):
+        raise ValueError(f"compression of {its.name}: {why}")
     path = _table("truncation", its, "by which ranks are chosen")
     return Compression(_retraining(its), read_table(path).query("split == 'validation'"), read_card(path)["sha256"],
                        QUICK_BUDGETS if its.quick else BUDGETS)

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import experiment_called, listed_cases, rank_fractions
+from ..experiments.catalogue import experiment_called, listed_cases, not_measured, rank_fractions
 from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
-from ..experiments.experiment import is_deep
 from ..experiments.files import PUBLISHED, VALUES
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import conv_kernels
@@ -139,9 +138,8 @@ class Pair:
     @_once
     def compressed(self, budgets: tuple[float, ...]) -> tuple[pd.DataFrame, list[str]]:
         """The rows of "compression", of each network those that claim 5 asks for among them; those of whole networks where some are not."""
-        if self.accuracies and is_deep(_network(self.model, self.dataset)):
-            raise FileNotFoundError(f"compression of {self.model} on {self.dataset}: no experiment measures it, as the truncations of a deep "
-                                    "network, by which ranks are chosen, are not evaluated on held-out images")
+        if self.accuracies and (why := not_measured("compression", _network(self.model, self.dataset))):
+            raise FileNotFoundError(f"compression of {self.model} on {self.dataset}: {why}")
         rows, names = self.table("compression")
         wanted = {(arm, budget) for arm in ("map", "fraction", "narrower") for budget in budgets}
         last = rows[rows["epoch"] == rows["epoch"].max()]

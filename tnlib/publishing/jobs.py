@@ -84,8 +84,14 @@ def find_section(name: str) -> Section:
 
 
 def section_values(section: Section, profile: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All parameters of `section` under a profile with `given` on top, checked. Raises `ParameterError`."""
+    """All parameters of `section` under a profile with `given` on top, checked. Raises `ParameterError`.
+
+    Where the data set that is given is the one that it would be compared with, the published one is set beside it.
+    """
     parameters = section.parameters
     profile = given.get("profile", profile)
     preset = PROFILES.get(profile, {}) if isinstance(profile, str) else {}
-    return validate(parameters, {k: v for k, v in preset.items() if k in parameters} | given, section.name)
+    values = {k: v for k, v in preset.items() if k in parameters} | given
+    if "compare" in parameters and "compare" not in values and values.get("dataset") == parameters["compare"].default:
+        values["compare"] = parameters["dataset"].default
+    return validate(parameters, values, section.name)

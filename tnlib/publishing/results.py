@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS, find_table
+from ..experiments.catalogue import EXPERIMENTS as MEASUREMENTS, find_table, not_measured
 from ..experiments.dataset import as_argument
 from ..experiments.datasets import load_dataset
 from ..experiments.experiment import too_large
@@ -84,7 +84,9 @@ def _measured(experiment: str, model: str, dataset: str, measure: bool = True, r
     if not tables and (not measure or section.of_the_book):
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}; measure them with: "
                                 f"tnlib measure {experiment} {model} {dataset} --seed {seeds[0]}" + " --publish" * section.of_the_book)
-    if not tables and not anew and too_large(load_model(model, dataset, seeds[0]), dataset):  # a page would be silent meanwhile
+    if not tables and not anew and too_large(trained := load_model(model, dataset, seeds[0]), dataset):  # a page would be silent meanwhile
+        if why := not_measured(experiment, trained):
+            raise FileNotFoundError(f"{experiment} of {model} on {dataset}: {why}")
         raise FileNotFoundError(f"no results of {experiment!r} for {model} on {dataset}, and on a CPU they take hours: measure them first, which shows "
                                 f"how far it is and goes on where it was cut off, with: tnlib measure {experiment} {model} {as_argument(dataset)} --seed {seeds[0]}")
     if measure and anew or not tables:

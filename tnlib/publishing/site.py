@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import yaml
 
 from ..experiments.files import PUBLISHED, ROOT, write_json
@@ -22,7 +23,7 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
     What is generated stands in the pages in place of its marks. Raises `SiteError`.
     """
     _check_unique(jobs)
-    executed = {job.section.path: job.executed for job in jobs}
+    executed = {job.section.path: _page(job) for job in jobs}
     wanted = {Path("_config.yml"): _yaml(_config()), Path("_toc.yml"): ROOT / "_toc.yml"}
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and (path.suffix != ".ipynb" or path in executed) and \
@@ -36,9 +37,29 @@ def stage_book(jobs: list[Job], stage: Path) -> None:
 def _with_banner(text: str, jobs: list[Job]) -> str:
     """A page's text, and below its title, where the book is not the published one, that it is not."""
     changes = {f"`{name} = {value!r}`": None for job in jobs for name, value in job.record["changed"].items()}
-    banner = (f"\n```{{warning}}\nThis is not the published book: it was made with {', '.join(changes)}. "
+    banner = (f"```{{warning}}\nThis is not the published book: it was made with {', '.join(changes)}. "
               "What the text says in words alone was written for the published one.\n```\n")
-    return re.sub(r"^# .*\n", lambda title: title[0] + banner, text, count=1, flags=re.MULTILINE) if changes else text
+    return _below_title(text, banner) if changes else text
+
+
+def _below_title(text: str, banner: str) -> str:
+    return re.sub(r"^# .*\n", lambda title: f"{title[0]}\n{banner}", text, count=1, flags=re.MULTILINE)
+
+
+def _page(job: Job, alone: bool = False) -> Path | bytes:
+    """The executed notebook. The warning that it is not the published page, which its parameters print, stands below its title:
+    before anything that the text concludes. `alone`: what other chapters show is called by its name, as there is no number of it."""
+    notebook, as_it_is = nbformat.read(job.executed, as_version=4), not alone
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        shown = output.get("data", {}).get("text/markdown", "")
+        if warning := re.match(r"```\{warning\}\n.*?\n```\n", shown, re.DOTALL):
+            output["data"]["text/markdown"] = shown[warning.end():]
+            notebook.cells[0].source, as_it_is = _below_title(notebook.cells[0].source, warning[0]), False
+    own = {path.stem for path in (job.folder / "figures").glob("*.csv")}
+    for cell in notebook.cells if alone else []:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\{numref\}`([a-z0-9-]+)`", lambda number: number[0] if number[1] in own else f"*{number[1]}* of the whole book", cell.source)
+    return job.executed if as_it_is else nbformat.writes(notebook).encode()
 
 
 def stage_page(job: Job, stage: Path) -> None:
@@ -49,7 +70,7 @@ def stage_page(job: Job, stage: Path) -> None:
     # The bibliography comes along: without its page, no key that the chapter cites would be known.
     toc = {"format": "jb-book", "root": job.section.path.stem, "chapters": [{"file": "bibliography"}]}
     wanted = {Path("_config.yml"): _yaml(config), Path("_toc.yml"): _yaml(toc),
-              Path(job.section.path.name): job.executed, Path("bibliography.md"): ROOT / "book" / "bibliography.md",
+              Path(job.section.path.name): _page(job, alone=True), Path("bibliography.md"): ROOT / "book" / "bibliography.md",
               Path("book/references.bib"): ROOT / "book" / "references.bib"}
     wanted |= _static() | _results() | _figures([job]) | _committed([job])
     wanted |= {Path(path.name): path for path in sorted((ROOT / "book").glob("*.yml"))}  # what a page lets download
