@@ -5,9 +5,10 @@
 """
 
 from .experiments.catalogue import listed_cases
+from .experiments.chains import channel_weights
 from .experiments.compression import multiplications
 from .experiments.drops import barrier, counts, harmless, harmless_error_ratios, one_points, score_interval
-from .experiments.gauges import channel_weights, gauged_errors
+from .experiments.gauges import gauged_errors
 from .experiments.kernel_spectra import seen_taps
 from .experiments.statistics import (curve_bootstrap, curves_at, informative, kendall, kendall_difference,
                                      layer_permutation_test, percentile_interval, student_interval)

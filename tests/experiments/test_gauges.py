@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tnlib.experiments.gauges import (balanced, chain, channel_weights, factors_in_gauges, folded, gauged_errors, gauges, random_gauge, rescaled,
-                                      within_blocks)
+from tnlib.experiments.chains import chain, channel_weights
+from tnlib.experiments.gauges import balanced, factors_in_gauges, folded, gauged_errors, gauges, random_gauge, rescaled, within_blocks
 from tnlib.experiments.kernel_spectra import entropies_without_start
 from tnlib.experiments.networks import Vanilla, conv_kernels
 from tnlib.experiments.replacements import dense

@@ -16,7 +16,7 @@ from tnlib.experiments import catalogue, files, tables
 from tnlib.experiments.files import PUBLISHED, ROOT
 from tnlib.experiments.networks import network
 from tnlib.experiments.tables import read_table
-from tnlib.publishing import claims, evidence, judging
+from tnlib.publishing import bootstrap, claims, evidence, judging
 from tnlib.publishing import scorecard as module
 from tnlib.publishing.evidence import Pair
 from tnlib.publishing.judging import judge, settled
@@ -241,7 +241,7 @@ def test_a_test_whose_cells_were_not_all_measured_is_not_tested(card, monkeypatc
     assert found.verdict == "not tested" and "1 of 240 cells are not there, ('conv3', 'OUT', 1)" in found.reason
     assert "numbers reduced" in module.label(found) and found.tables[0].startswith("truncation-vanilla")
     assert found.parts[0].interval.n == 5 and 0 < found.parts[0].interval.estimate < 1, "of the cells that are there"
-    assert judging.checked(found, pair, card.claims) == found, "no bootstrap of a part"
+    assert bootstrap.checked(found, pair, card.claims) == found, "no bootstrap of a part"
     second = judge(card.claims["claims"]["2"], pair)
     assert second.verdict == "not tested" and [part.name[:3] for part in second.parts] == ["(i)", "(ii", "(ii"]
     assert len(second.missing) == 1 and second.missing[0].count("cells are not there") == 2, "of truncations and of noise"
@@ -310,14 +310,14 @@ def test_sensitivity_moves_one_threshold_and_agrees_at_the_fixed_one(card):
 
 @pytest.fixture
 def nothing_drawn_anew(monkeypatch):
-    monkeypatch.setattr(evidence, "crossed_bootstrap", lambda networks, images, replicates: (
+    monkeypatch.setattr(bootstrap, "crossed_bootstrap", lambda networks, images, replicates: (
         np.arange(networks)[None], np.ones((1, images), dtype=int)))
 
 
 def test_the_bootstrap_finds_the_stars_of_the_table_when_nothing_is_drawn_anew(nothing_drawn_anew):
     """The rows that it leaves out, far down a curve, never count."""
     pair = Pair("vanilla", "cifar10")
-    stars, layers = pair.stars_drawn
+    stars, layers = bootstrap.stars_drawn(pair)
     points, _ = pair.points()
     assert list(layers) == points[points["seed"] == 0].sort_values(["layer", "cut"])["layer"].tolist()
     for seed, rows in points.groupby("seed"):
@@ -328,8 +328,8 @@ def test_the_bootstrap_finds_the_stars_of_the_table_when_nothing_is_drawn_anew(n
 def checked(card):
     """Claim → its numbers on the vanilla network, CIFAR-10, with the check; the tables are read once for all tests, and drawn anew."""
     pair = Pair("vanilla", "cifar10")
-    pair._found |= {key: found for key, found in card.pairs[0]._found.items() if key[0] != "_points_drawn"}
-    return lambda id: judging.checked(next(v for v in card.verdicts if v.claim == id), pair, card.claims).parts
+    pair._found |= {key: found for key, found in card.pairs[0]._found.items() if key[0] != "points_drawn"}
+    return lambda id: bootstrap.checked(next(v for v in card.verdicts if v.claim == id), pair, card.claims).parts
 
 
 def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_anew(nothing_drawn_anew, checked):
@@ -343,7 +343,7 @@ def test_the_bootstrap_finds_the_numbers_of_the_claims_when_nothing_is_drawn_ane
 def test_the_bootstrap_draws_networks_with_replacement_and_leaves_replicates_together():
     networks, replicates = 5, 200
     values = np.arange(networks)[:, None, None] + 10 * np.arange(replicates) + np.zeros((networks, 3, replicates))
-    drawn = evidence._networks_drawn(values)
+    drawn = bootstrap._networks_drawn(values)
     assert drawn.shape == (replicates, networks, 3) and (drawn // 10 == np.arange(replicates)[:, None, None]).all()
     assert (drawn % 10 == drawn[..., :1] % 10).all(), "a network keeps its values together"
     distinct = np.array([len(set(of)) for of in drawn[..., 0] % 10])
@@ -351,7 +351,7 @@ def test_the_bootstrap_draws_networks_with_replacement_and_leaves_replicates_tog
 
 
 def test_the_bootstrap_stands_beside_the_interval(monkeypatch, checked):
-    monkeypatch.setattr(evidence, "REPLICATES", 20)
+    monkeypatch.setattr(bootstrap, "REPLICATES", 20)
     found = {id: checked(id) for id in ("1a", "1b", "2", "3", "4", "5")}
     checks = {id: [part.check is not None for part in parts] for id, parts in found.items()}
     for part in (part for parts in found.values() for part in parts if part.check):

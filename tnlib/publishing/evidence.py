@@ -8,21 +8,18 @@ import pandas as pd
 import torch
 
 from ..experiments.catalogue import experiment_called, listed_cases, not_measured, rank_fractions
-from ..experiments.drops import counts_drawn, harmless, harmless_error_ratios, one_point, one_points
+from ..experiments.drops import harmless_error_ratios, one_points
 from ..experiments.files import PUBLISHED, VALUES
 from ..experiments.kernel_spectra import network_spectra, summary
 from ..experiments.networks import conv_kernels
 from ..experiments.replacements import chosen_ranks
-from ..experiments.statistics import crossed_bootstrap
-from ..experiments.tables import read_bits, read_table
+from ..experiments.tables import read_table
 from ..experiments.weights import load_model, published_networks, read_card, stem
 from ..tensors.cuts import distinct_cuts
-from .claim_tests import arm_at, missing_cases
+from .claim_tests import missing_cases
 from .depth import places
 
 COUNTED_SEEDS = {"vanilla": range(5)}  # seeds that were agreed on (an amendment to the claims); of other networks all count
-REPLICATES = 100  # of the bootstrap, a check and no more: its ends are good to a tenth of their distance
-HOPELESS = 5.0  # points: no draw of images makes such a drop harmless, nor any that is further down the same curve
 
 
 class Incomplete(FileNotFoundError):
@@ -33,7 +30,7 @@ class Incomplete(FileNotFoundError):
         self.found = found
 
 
-def _once(method):
+def once(method):
     """Of the same arguments, compute it once for each pair."""
     def kept(self, *arguments):
         key = method.__name__, *arguments
@@ -59,12 +56,12 @@ class Pair:
         """Seed → test accuracy of the published networks that count."""
         return _accuracies(self.model, self.dataset)
 
-    @_once
+    @once
     def table(self, experiment: str, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """The test rows of an experiment, of all networks on which it is published."""
         return _published(experiment, model or self.model, self.dataset)
 
-    @_once
+    @once
     def cells(self, experiment: str, model: str | None = None, spatial: bool = True) -> tuple[pd.DataFrame, list[str]]:
         """The rows of "truncation" or "noise" of the 3×3 layers or, if not `spatial`, of all layers.
 
@@ -79,38 +76,38 @@ class Pair:
         for seed, rows in frame.groupby("seed"):
             there = set(rows[["layer", "cut", "rank"]].itertuples(index=False, name=None))
             if lacking := wanted - there:
-                reduced = read_card(_path(experiment, model, self.dataset, seed)).get("reduced")
+                reduced = read_card(path_of(experiment, model, self.dataset, seed)).get("reduced")
                 what = (f"{len(lacking)} of {len(wanted)} cells are not there, {sorted(lacking)[0]} for one"
                         + " (without a GPU fewer are measured)" * bool(reduced))
                 raise Incomplete(str(_missing(experiment, model, self.dataset, seed, what)), found)
         return found
 
-    @_once
+    @once
     def points(self, experiment: str = "truncation", model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` by seed, layer and cut (and draw)."""
         by = ("seed", "layer", "cut", *(["draw"] if experiment == "noise" else []))
         return _made(lambda frame: one_points(frame, by), lambda: self.cells(experiment, model))
 
-    @_once
+    @once
     def points_of_all_layers(self) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` of all layers, 1×1 among them, by seed, layer and cut, with the kernel's place in the network."""
         return _made(lambda frame: one_points(frame, ("seed", "layer", "cut")).merge(
                          places(_kernels(self.model, self.dataset)), on="layer"),
                      lambda: self.cells("truncation", None, False))
 
-    @_once
+    @once
     def shrunk(self) -> tuple[pd.DataFrame, list[str]]:
         """`one_points` of the shrunk 3×3 kernels, by seed and layer."""
         frame, names = self.table("shrink")
         frame = frame[frame["layer"].isin(_shapes(self.model, self.dataset, True))]
         return one_points(frame.assign(rank=frame["norm_kept"], max_rank=1), ("seed", "layer")), names
 
-    @_once
+    @once
     def ratios(self) -> tuple[pd.DataFrame, list[str]]:
         """`harmless_error_ratios` of truncations and matched noise."""
         return _made(harmless_error_ratios, lambda: self.cells("truncation"), lambda: self.cells("noise"))
 
-    @_once
+    @once
     def deficits(self, model: str | None = None) -> tuple[pd.DataFrame, list[str]]:
         """`summary` of the spectra of the published weights' 3×3 kernels, in the gauges that claim 2 asks for."""
         model = model or self.model
@@ -135,7 +132,7 @@ class Pair:
             raise _missing("retraining", self.model, self.dataset, seed, f"seed {seed}: {'; '.join(lacking[seed][:3])}")
         return (runs, along), names
 
-    @_once
+    @once
     def compressed(self, budgets: tuple[float, ...]) -> tuple[pd.DataFrame, list[str]]:
         """The rows of "compression", of each network those that claim 5 asks for among them; those of whole networks where some are not."""
         if self.accuracies and (why := not_measured("compression", _network(self.model, self.dataset))):
@@ -153,65 +150,6 @@ class Pair:
             whole = rows[~rows["seed"].isin(lacking)]
             raise Incomplete(str(missing), (whole, names)) if len(whole) else missing
         return rows, names
-
-    # ---- the check: networks and images drawn anew ----
-
-    @_once
-    def _points_drawn(self, experiment: str) -> dict[int, dict[tuple, list]]:
-        """Seed → (layer, cut) → `one_point` in every replicate of the images, for each draw of the curve."""
-        cells, _ = self.cells(experiment)
-        found = {}
-        for seed, rows in cells.assign(draw=cells.get("draw", 0)).groupby("seed"):
-            untruncated, correct = _test_bits(_path(experiment, self.model, self.dataset, seed))
-            times = crossed_bootstrap(1, len(untruncated), REPLICATES)[1].astype(np.float32)  # once, as `counts_drawn` takes them
-            found[seed] = {}
-            for (layer, cut, _), curve in rows.sort_values("rank", ascending=False).groupby(["layer", "cut", "draw"]):
-                hopeless = (curve["accuracy_drop"] >= HOPELESS).to_numpy()
-                curve = curve.iloc[:int(hopeless.argmax()) + 1 if hopeless.any() else len(curve)]
-                of = counts_drawn(untruncated, correct[curve["place"]], times)
-                fine = harmless(of["lost"], of["gained"], of["images"]).T
-                found[seed].setdefault((layer, cut), []).append(one_point(
-                    curve["rank"], curve["max_rank"].iloc[0], curve["norm_kept"], curve["relative_error"], fine))
-        return found
-
-    @functools.cached_property
-    def stars_drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """λ* in every replicate of the crossed bootstrap, (replicates, networks, curves), and the layer of each curve."""
-        points = list(self._points_drawn("truncation").values())
-        stars = np.array([[of[curve][0].lambda_star for curve in points[0]] for of in points])
-        return _networks_drawn(stars), np.array([layer for layer, _ in points[0]])
-
-    def ratios_drawn(self) -> np.ndarray:
-        """Claim 2's mean ratio of ε*, geometric over curves and over networks, in every replicate: (replicates,)."""
-        truncated, noise = self._points_drawn("truncation"), self._points_drawn("noise")
-        of_networks = [np.mean([np.log(truncated[seed][curve][0].epsilon_star)
-                                - np.mean([np.log(draw.epsilon_star) for draw in draws], axis=0)
-                                for curve, draws in noise[seed].items() if curve in truncated[seed]], axis=0)
-                       for seed in noise if seed in truncated]
-        return np.exp(_networks_drawn(np.array(of_networks)).mean(1))
-
-    def recoveries_drawn(self, epochs: int, margin: float) -> np.ndarray:
-        """Claim 3's share of re-trained cases within the margin, mean over networks, in every replicate: (replicates,)."""
-        (runs, _), _ = self.retrained(epochs)
-        of_networks = []
-        for seed, rows in arm_at(runs, "free", epochs).groupby(level="seed"):
-            untruncated, correct = _test_bits(_path("retraining", self.model, self.dataset, seed))
-            of = counts_drawn(untruncated, correct[rows["place"]], crossed_bootstrap(1, len(untruncated), REPLICATES)[1])
-            of_networks.append(harmless(of["lost"], of["gained"], of["images"], margin).mean(0))
-        return _networks_drawn(np.array(of_networks)).mean(1)
-
-    def gains_drawn(self, budgets: tuple[float, ...], other: str) -> list[np.ndarray]:
-        """Claim 5's advantage of ranks chosen by map over the arm `other` at each budget, mean over networks, in every replicate."""
-        rows, _ = self.compressed(budgets)
-        of_budgets = {budget: [] for budget in budgets}
-        for seed, of in rows[rows["epoch"] == rows["epoch"].max()].groupby("seed"):
-            untruncated, correct = _test_bits(_path("compression", self.model, self.dataset, seed))
-            _, times = crossed_bootstrap(1, len(untruncated), REPLICATES)
-            places = of.set_index(["arm", "budget"])["place"]
-            for budget in budgets:
-                ahead = correct[places["map", budget]].astype(float) - correct[places[other, budget]]
-                of_budgets[budget].append(100 * times @ ahead / len(untruncated))
-        return [_networks_drawn(np.array(drawn)).mean(1) for drawn in of_budgets.values()]
 
 
 def _made(make, *reads):
@@ -231,24 +169,13 @@ def _made(make, *reads):
     return found
 
 
-def _networks_drawn(values) -> np.ndarray:
-    """(networks, ..., replicates) → (replicates, networks, ...): in each replicate the networks that are drawn."""
-    places, _ = crossed_bootstrap(len(values), 1, values.shape[-1])
-    return np.moveaxis(values, -1, 0)[np.arange(len(places))[:, None], places]
-
-
-def _test_bits(path):
-    images = {split: of["images"] for split, of in read_card(path)["untruncated"].items()}
-    return read_bits(path, images)["test"]
-
-
 def _accuracies(model, dataset):
     cards = [card for card in published_networks() if (card["model"], card["dataset"]) == (model, dataset)
              and card["seed"] in COUNTED_SEEDS.get(model, [card["seed"]])]
     return {card["seed"]: card["test_accuracy"] for card in sorted(cards, key=lambda card: card["seed"])}
 
 
-def _path(experiment, model, dataset, seed) -> Path:
+def path_of(experiment, model, dataset, seed) -> Path:
     return PUBLISHED / "results" / f"{experiment}-{stem(model, dataset, seed)}.csv"
 
 
@@ -257,7 +184,7 @@ def _published(experiment, model, dataset):
         raise _no_weights(model, dataset)
     frames, names = [], []
     for seed in seeds:
-        path = _path(experiment, model, dataset, seed)
+        path = path_of(experiment, model, dataset, seed)
         if not path.is_file() or read_card(path)["version"] != experiment_called(experiment).version:
             continue
         weights = read_card(PUBLISHED / "weights" / f"{stem(model, dataset, seed)}.safetensors")["sha256"]

@@ -1,12 +1,9 @@
-"""A claim on a pair of network and data set: what is read for it, its verdict, what stands beside, and the check."""
+"""A claim on a pair of network and data set: what is read for it, its verdict, and what stands beside."""
 
 import dataclasses
 
-import numpy as np
-
-from ..experiments.statistics import percentile_interval
-from .claim_tests import (DEEP, SHALLOW, WITHOUT_DECAY, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
-                          deficit_in, harmless_truncations, minima, more_effective, reached, recovered, same_minimum,
+from .claim_tests import (WITHOUT_DECAY, arm_at, compression_gains, correlation_compression, deeper_in_blocks, deeper_layers,
+                          deficit_in, harmless_truncations, minima, more_effective, recovered, same_minimum,
                           share_of_curves, specificity)
 from .claims import NOT_REPRODUCED, NOT_TESTED, READINGS, Part, Verdict, corrected, least_accuracy, reason_of, worst
 from .evidence import COUNTED_SEEDS, Incomplete, Pair
@@ -161,37 +158,3 @@ def with_controls(verdict: Verdict, claim: dict, pair: Pair) -> Verdict:
     # A truncated network cannot be asked for more than training on does to the untruncated one.
     fails = continued.interval.estimate < claim["thresholds"]["share_of_cases"]
     return dataclasses.replace(verdict, but=UNTRUNCATED_FAILS if fails else "", reason=f"{verdict.reason}; of the untruncated networks, {continued.words}")
-
-
-def checked(verdict: Verdict, pair: Pair, claims: dict) -> Verdict:
-    """With the bootstrap's intervals at the first numbers, where they come from answers to images, and all are there."""
-    try:
-        return _bootstrapped(verdict, pair, claims)
-    except Incomplete:
-        return verdict
-
-
-def _bootstrapped(verdict, pair, claims):
-    asked = claims["claims"][verdict.claim]["thresholds"]
-    kinds = [part.kind for part in verdict.parts]
-    match verdict.claim, kinds:
-        case "1a", ["share", *_]:
-            stars, layers = pair.stars_drawn
-            fine = reached(stars, asked["lambda_star"])
-            enough = [fine[..., layers == layer].sum(-1) >= asked["cuts_per_layer"] for layer in np.unique(layers)]
-            drawn = [fine.mean((1, 2)), np.mean(enough, axis=(0, 2))]
-        case "1b", ["difference", *_]:
-            stars, layers = pair.stars_drawn
-            drawn = [(stars[..., layers == DEEP].mean(-1) - stars[..., layers == SHALLOW].mean(-1)).mean(1)]
-        case "2", ["ratio", *_]:
-            drawn = [pair.ratios_drawn()]
-        case "3", ["share"]:
-            drawn = [pair.recoveries_drawn(asked["epochs"], asked["margin_points"])]
-        case "5", ["points", *_]:
-            budgets = tuple(asked["of_budgets"])
-            drawn = [*pair.gains_drawn(budgets, "fraction"), *pair.gains_drawn(budgets, "narrower")]
-        case _:
-            return verdict
-    checked = [dataclasses.replace(part, check=percentile_interval(part.interval.estimate, values))
-               for part, values in zip(verdict.parts, drawn)]
-    return dataclasses.replace(verdict, parts=(*checked, *verdict.parts[len(checked):]))

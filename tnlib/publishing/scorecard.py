@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.statistics import Interval
+from .bootstrap import checked
 from .claims import (INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, Verdict, number_text, overall,
                      read_claims)
 from .evidence import Pair
-from .judging import TITLES, checked, judge, settled, with_controls
+from .judging import TITLES, judge, settled, with_controls
 
 PAIRS = (("vanilla", "cifar10"), ("vanilla", "cifar100"), ("resnet50", "cifar10"), ("resnet50", "cifar100"))
 NUMBER_COLUMNS = ("claim", "model", "dataset", "number", "kind", "role", "value", "low", "high", "check_low",
