@@ -22,15 +22,8 @@ from .publishing.page import parameters
 from .publishing.parameters import (CaseName, Count, CutName, DatasetName, LayerName, ModelName, Profile, Rank,
                                     Ranks, Seed, Share, Spread)
 from .publishing.pictures import ONE_COLUMN, TWO_COLUMNS
-from .publishing.results import about_networks, available, measured, results, scorecard, stand_in, titles
+from .publishing.results import available, measured, results, scorecard, second_network, source
 from .publishing.scorecard import pair_text
+from .publishing.words import about_networks, listed, several, signed, stand_in, titles
 from .tensors.spectra import rank_for_error
 
-__all__ = ["parameters", "results", "measured", "available", "about_networks", "stand_in", "titles", "scorecard", "pair_text", "figure", "table", "value", "Diagram", "align",
-           "depth_axis", "panel_layers", "places", "stage", "seen_taps", "deeper_in_blocks", "least_accuracy", "read_claims", "listed_cases", "multiplications", "channel_weights",
-           "CUT_STYLES", "layer_looks",
-           "ONE_COLUMN", "TWO_COLUMNS", "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION",
-           "barrier", "counts", "curve_bootstrap", "curves_at", "gauged_errors", "harmless", "harmless_error_ratios",
-           "informative", "kendall", "kendall_difference", "layer_permutation_test", "one_points",
-           "percentile_interval", "rank_for_error", "score_interval", "student_interval", "CaseName", "Count", "CutName", "DatasetName", "LayerName",
-           "ModelName", "Profile", "Rank", "Ranks", "Seed", "Share", "Spread"]

@@ -17,9 +17,9 @@ from tnlib.experiments.drops import one_points
 from tnlib.experiments.gauges import balanced
 from tnlib.experiments.networks import NETWORKS, conv_kernels, network
 from tnlib.experiments.tables import read_table
-from tnlib.experiments.weights import find_weights, initial_model, load_model, published_networks, read_card, trained_seeds
+from tnlib.experiments.weights import find_weights, initial_model, load_model, read_card, trained_seeds
 from tnlib.publishing import results
-from tnlib.publishing.results import about_networks, available, measured, stand_in, titles
+from tnlib.publishing.results import available, measured, second_network, source
 from tnlib.publishing.section import OpenSection
 from tnlib.tensors.cuts import CUTS
 
@@ -29,16 +29,6 @@ def test_several_data_sets_below_each_other_under_their_own_names(monkeypatch):
         {"dataset": [f"fingerprint of {dataset}"], "seed": [len(dataset) * times]}))
     found = measured("shrink", "vanilla", ["shapes", "cifar10"], times=2)
     assert found.to_dict("list") == {"dataset": ["shapes", "cifar10"], "seed": [12, 14]}
-
-
-def test_where_there_is_no_second_network_the_page_says_that_its_own_stands_in():
-    assert stand_in("resnet50", "vanilla") == "" and "no other network here than vanilla" in stand_in("vanilla", "vanilla")
-
-
-def test_titles_are_in_order_and_each_once():
-    found = titles("cifar100", "cifar10", "cifar100")
-    assert list(found.items()) == [("cifar100", "CIFAR-100"), ("cifar10", "CIFAR-10")]
-    assert titles("/somewhere/my.npz") == {"/somewhere/my.npz": "my.npz"}
 
 
 def test_the_recipe_of_re_training_is_the_first_one_but_shorter_and_slower():
@@ -83,11 +73,6 @@ def test_what_a_kernel_is_without_its_start_has_the_entropy_that_numpy_finds():
             assert row["deficit_share"] == pytest.approx(row["deficit"] / np.log2(row["max_rank"]))
             changed += abs(row["entropy"] - before["entropy"]) > 1e-3
     assert changed
-
-
-def test_only_names_of_cifar_are_written_in_its_way():
-    assert titles("cifar10", "cifar100", "/x/mycifar_crops.npz", "cifar_small.npz") == {
-        "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "/x/mycifar_crops.npz": "mycifar_crops.npz", "cifar_small.npz": "cifar_small.npz"}
 
 
 def test_an_unknown_experiment_names_what_there_is():
@@ -184,21 +169,6 @@ def test_another_file_of_the_same_name_is_not_shown_what_the_first_one_has(monke
         results.results("networks", "vanilla", str(tmp_path / "a" / "mine.npz"))
 
 
-def test_networks_are_described_as_a_caption_does(monkeypatch):
-    assert about_networks("vanilla", "shapes") == "6 epochs, 98.8 % right, n = 1"
-    (card,) = [card for card in published_networks() if card["file"] == "resnet50-cifar10-s0.safetensors"]
-    assert about_networks("resnet50", "cifar10").endswith(f"{card['recipe']['epochs']} epochs, {100 * card['test_accuracy']:.1f} % right, n = 1")
-    assert about_networks("resnet50", "cifar10").startswith("first layer of stride 1, ")
-    of = [read_card(find_weights("vanilla", "cifar10", seed))["test_accuracy"] for seed in (1, 3)]
-    assert f"{50 * sum(of):.1f} % right, n = 2" in about_networks("vanilla", "cifar10", seeds=[3, 1])
-    monkeypatch.setattr(results, "least_accuracy", lambda model, dataset: of[0])
-    assert about_networks("vanilla", "cifar10", seeds=[1]).endswith("n = 1")
-    monkeypatch.setattr(results, "least_accuracy", lambda model, dataset: of[0] + 0.0001)
-    assert about_networks("vanilla", "cifar10", seeds=[1]).endswith("n = 1, reduced")
-    monkeypatch.setattr(results, "least_accuracy", lambda model, dataset: (2 * min(of) + max(of)) / 3)
-    assert about_networks("vanilla", "cifar10", seeds=[1, 3]).endswith("n = 2, reduced"), "one of them is enough, whatever the mean"
-
-
 def test_data_sets_without_results_are_left_out_and_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(results, "measure_table", None)
     monkeypatch.setattr(catalogue, "FOLDERS", catalogue.FOLDERS[:1])  # what is published, whatever is in runs/
@@ -225,13 +195,6 @@ def test_who_changes_the_spectra_changes_no_summary():
     before = results.results("spectrum-summary", "vanilla", "shapes", samples=1, shuffled=False)
     spectra["value"] = 1.0
     pd.testing.assert_frame_equal(results.results("spectrum-summary", "vanilla", "shapes", samples=1, shuffled=False), before)
-
-
-def test_the_epochs_are_those_of_the_networks_that_are_shown(monkeypatch):
-    tables = {"networks": pd.DataFrame({"seed": [0, 1], "stem": [None, None], "test_accuracy": [0.8, 0.9]}),
-              "recipe": pd.DataFrame({"seed": [0, 1], "epochs": [24, 3]})}
-    monkeypatch.setattr(results, "results", lambda what, *_: tables[what])
-    assert about_networks("vanilla", "shapes", [0]).startswith("24 epochs, 80.0 % right")
 
 
 def test_layers_of_the_spectra_are_any_collection_and_misspelt_ones_are_named():
@@ -290,3 +253,16 @@ def test_what_chapter_3_says_of_leaving_the_first_layer_alone_holds(dataset):
     assert max(saved("fraction", "OUT"), saved("fraction", "IN")) < 9.5 and abs(saved("error", "IN")) < 3.5
     assert min(saved("fraction", cut.name) for cut in CUTS if cut.name not in ("OUT", "IN")) > 17.5
     assert saved("error", "OUT") > 1.5 * max(saved("error", "OUT,KW"), saved("error", "OUT,KH"))
+
+
+def test_a_second_network_is_shown_where_all_that_is_asked_of_it_is_there(monkeypatch):
+    there = {("cp", "resnet50"): ["cifar10", "cifar100"], ("truncation", "resnet50"): ["cifar100"]}
+    monkeypatch.setattr(results, "available", lambda experiment, model, datasets: [name for name in datasets if name in there[experiment, model]])
+    assert second_network("resnet50", "vanilla", ["cifar10", "cifar100"], "cp") == ("resnet50", ["cifar10", "cifar100"])
+    assert second_network("resnet50", "vanilla", ["cifar10", "cifar100"], "cp", "truncation") == ("resnet50", ["cifar100"])
+    assert second_network("resnet50", "vanilla", {"mine.npz": "mine"}, "cp") == ("vanilla", ["mine.npz"]), "the page's own stands in"
+
+
+def test_a_source_names_the_network_where_it_is_another_than_the_pages(monkeypatch):
+    monkeypatch.setattr(results, "section", OpenSection(values={"model": "vanilla"}))
+    assert source("truncation", "vanilla") == "truncation" and source("truncation", "resnet50") == "truncation of resnet50"

@@ -1,5 +1,6 @@
 """A data set: images and labels in one canonical order, checked, split and fingerprinted."""
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
@@ -89,6 +90,15 @@ class Dataset:
         no whole number from 0 to 2³¹ − 1.
         """
         return balanced_sample(self.test_labels, n, check_seed(seed), self._differing_test, at_least=1)
+
+    def part(self, train=None, test=None) -> "Dataset":
+        """A copy with only these training and these test images (indices; None: all), and the fingerprints of the whole."""
+        few = copy.copy(self)
+        if train is not None:
+            few.train_images, few.train_labels, few.train_differs = self.train_images[train], self.train_labels[train], self.train_differs[train]
+        if test is not None:
+            few.test_images, few.test_labels = self.test_images[test], self.test_labels[test]
+        return few
 
     def _digest(self, without_train, without_test) -> str:
         digest = hashlib.sha256()

@@ -1,6 +1,5 @@
 """What an experiment is made on, and what it is: which cells are evaluated on which images, or which runs are made."""
 
-import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -91,14 +90,10 @@ class Subject:
         reduced measurement with the latter alone."""
         if not (self.quick or self.reduced):
             return self
-        few = copy.copy(self.dataset)
-        if self.quick:
-            trained = balanced_sample(few.train_labels, min(QUICK_TRAINED, len(few.train_labels)), TRAIN_SEED)
-            few.train_images, few.train_labels = few.train_images[trained], few.train_labels[trained]
-            few.train_differs = few.train_differs[trained]
-        evaluated = few.subset(min(QUICK_IMAGES if self.quick else REDUCED_IMAGES, len(few.test_labels)))
-        few.test_images, few.test_labels = few.test_images[evaluated], few.test_labels[evaluated]
-        return replace(self, dataset=few)
+        labels, images = self.dataset.train_labels, len(self.dataset.test_labels)
+        trained = balanced_sample(labels, min(QUICK_TRAINED, len(labels)), TRAIN_SEED) if self.quick else None
+        evaluated = self.dataset.subset(min(QUICK_IMAGES if self.quick else REDUCED_IMAGES, images))
+        return replace(self, dataset=self.dataset.part(trained, evaluated))
 
     def moments(self, layers=None) -> dict[str, torch.Tensor]:
         """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one."""

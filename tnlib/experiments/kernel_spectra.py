@@ -119,18 +119,15 @@ def _gaussian_spectra(shape, samples, side_by_side, kept) -> dict[int, dict[str,
     return cut_spectra({sample: gaussian_like(ones, sample) for sample in range(samples)}, side_by_side, kept)
 
 
-def network_spectra(model: str, dataset: str, samples: int = 5, gauge_seed: int = 0, gauge_spread: float = 1.0,
-                    shuffled: bool = True, layers: Collection[str] | None = None, trained: bool = True,
-                    in_blocks: bool = False, kept: Path | None = None) -> pd.DataFrame:
-    """`kernel_spectra` of every trained network `model` on `dataset`, with a column `seed` in front.
+def network_spectra(model: str, dataset: str, kept: Path | None = None, **options) -> pd.DataFrame:
+    """`kernel_spectra` of every trained network `model` on `dataset`, with its `options`, and with a column `seed` in front.
 
     Raises `FileNotFoundError` where there is none.
     """
-    options = samples, gauge_seed, gauge_spread, shuffled, layers, trained, in_blocks
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # beside the cuts: on a busy machine more threads wait for each other, for minutes
     try:
-        frames = [kernel_spectra(load_model(model, dataset, seed), *options, side_by_side=threads, kept=kept).assign(seed=seed)
+        frames = [kernel_spectra(load_model(model, dataset, seed), **options, side_by_side=threads, kept=kept).assign(seed=seed)
                   for seed in trained_seeds(model, dataset)]
     finally:
         torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 """Training: whole batches augmented as tensors, one checkpoint an epoch, the same run whether interrupted or not."""
 
-import copy
 import dataclasses
 import json
 import tempfile
@@ -137,10 +136,9 @@ def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:
     if entry.images > len(dataset.train_labels):
         raise ValueError(f"this network is trained on {entry.images:,} images, and {dataset!r} has fewer")
     chosen = balanced_sample(dataset.train_labels, entry.images, SAMPLE_SEED)
-    images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
-    part = copy.copy(dataset)
-    part.train_images, part.train_differs = images, dataset.train_differs[chosen]
-    part.train_labels = np.random.RandomState(SAMPLE_SEED).permutation(labels) if entry.shuffled else labels
+    part = dataset.part(chosen)
+    if entry.shuffled:
+        part.train_labels = np.random.RandomState(SAMPLE_SEED).permutation(part.train_labels)
     return part
 
 

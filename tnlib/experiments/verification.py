@@ -1,6 +1,5 @@
 """Whether published results follow from published weights: some cells evaluated anew, held against the stored bits."""
 
-import copy
 import random
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -251,6 +250,4 @@ class _Table:
         return self.entry.runs(self.subject).prepared(*self._run(row), level=self.table.loc[row, "level"])
 
     def _some(self):
-        few = copy.copy(self.subject.dataset)
-        few.test_images, few.test_labels = few.test_images[self.images], few.test_labels[self.images]
-        return few
+        return self.subject.dataset.part(test=self.images)

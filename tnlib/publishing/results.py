@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from ..experiments.tables import read_answers, read_spectra, read_table
 from ..experiments.training import as_trained_on
 from ..experiments.weights import check_trained_on, find_weights, initial_model, load_model, read_card, stem, trained_seeds
 from .claim_tests import ASKED_GAUGES
-from .claims import least_accuracy
 from .scorecard import Scorecard
 from .scorecard import scorecard as evaluate_claims
 from .section import OUTPUT_VARIABLE, section
@@ -32,41 +30,44 @@ _spectra = cache(partial(network_spectra, kept=VALUES))  # a page asks for the s
 CARD_COLUMNS = ("seed", "parameters", "test_accuracy", "test_loss", "train_accuracy", "train_loss", "sha256")
 
 
+def _cards(model: str, dataset: str) -> list[dict]:
+    """Those of all trained networks, in the order of their seeds."""
+    return [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
+
+
 def _networks(model: str, dataset: str) -> pd.DataFrame:
-    cards = [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
-    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} | {name: card["architecture"].get(name) for name in ("stem", "image_size")}
-                         for card in cards])
+    return pd.DataFrame([{name: card[name] for name in CARD_COLUMNS} | {name: card["architecture"].get(name) for name in ("stem", "image_size", "classes")}
+                         for card in _cards(model, dataset)])
 
 
 def _training(model: str, dataset: str) -> pd.DataFrame:
     rows = []
-    for seed in trained_seeds(model, dataset):
-        card = read_card(find_weights(model, dataset, seed))
+    for card in _cards(model, dataset):
         if "initial_entropy" in card:
             epochs = {0: card["initial_entropy"]} | {row["epoch"]: row["entropy"] for row in card["history"]}
         else:
-            epochs = {0: entropies(initial_model(card)), card["recipe"]["epochs"]: entropies(load_model(model, dataset, seed))}
-        rows += [{"seed": seed, "epoch": epoch, "layer": layer, "cut": cut, "entropy": bits}
+            epochs = {0: entropies(initial_model(card)), card["recipe"]["epochs"]: entropies(load_model(model, dataset, card["seed"]))}
+        rows += [{"seed": card["seed"], "epoch": epoch, "layer": layer, "cut": cut, "entropy": bits}
                  for epoch, found in epochs.items() for layer, cuts in found.items() for cut, bits in cuts.items()]
     return pd.DataFrame(rows)
 
 
 def _initial_overlap(model: str, dataset: str) -> pd.DataFrame:
     rows = []
-    for seed in trained_seeds(model, dataset):
-        first = conv_kernels(initial_model(read_card(find_weights(model, dataset, seed))))
-        rows += [{"seed": seed, "layer": layer, "overlap": torch.cosine_similarity(
+    for card in _cards(model, dataset):
+        first = conv_kernels(initial_model(card))
+        rows += [{"seed": card["seed"], "layer": layer, "overlap": torch.cosine_similarity(
                       kernel.double().flatten(), first[layer].double().flatten(), dim=0).item()}
-                 for layer, kernel in conv_kernels(load_model(model, dataset, seed)).items()]
+                 for layer, kernel in conv_kernels(load_model(model, dataset, card["seed"])).items()]
     return pd.DataFrame(rows)
 
 
 def _without_start(model: str, dataset: str) -> pd.DataFrame:
     """The kernels' rows of "spectrum-summary" in `ASKED_GAUGES`, with the entropies of `entropies_without_start`."""
     bits = {}
-    for seed in trained_seeds(model, dataset):
-        start = initial_model(read_card(find_weights(model, dataset, seed)))
-        bits |= {(seed, *place): entropy for place, entropy in entropies_without_start(load_model(model, dataset, seed), start, ASKED_GAUGES).items()}
+    for card in _cards(model, dataset):
+        found = entropies_without_start(load_model(model, dataset, card["seed"]), initial_model(card), ASKED_GAUGES)
+        bits |= {(card["seed"], *place): entropy for place, entropy in found.items()}
     columns = ["seed", "layer", "cut", "gauge", "kind", "max_rank", "entropy", "deficit", "deficit_share"]
     rows = summary(_spectra(model, dataset, shuffled=False, trained=False)).query("kind == 'kernel' and gauge in @ASKED_GAUGES")[columns]
     entropy = np.array([bits[key] for key in zip(*(rows[name] for name in columns[:4]))])
@@ -103,8 +104,7 @@ def _table(experiment, model, dataset, seed) -> Path | None:
 
 
 def _recipe(model: str, dataset: str) -> pd.DataFrame:
-    cards = [read_card(find_weights(model, dataset, seed)) for seed in trained_seeds(model, dataset)]
-    return pd.DataFrame([{"seed": card["seed"], **card["recipe"]} for card in cards])
+    return pd.DataFrame([{"seed": card["seed"], **card["recipe"]} for card in _cards(model, dataset)])
 
 
 def _read_recipe(path) -> pd.DataFrame:
@@ -163,8 +163,7 @@ def results(experiment: str, model: str, dataset: str, **options) -> pd.DataFram
     frame = EXPERIMENTS[experiment](model, dataset, **options)
     if measured in MEASUREMENTS:
         section.ask(pattern)  # again, with what was measured for it
-    of = "" if model == section.values.get("model", model) else f" of {model}"  # another network than the page's
-    section.note(experiment + of, _files(experiment, model, dataset))
+    section.note(source(experiment, model), _files(experiment, model, dataset))
     return frame
 
 
@@ -215,24 +214,13 @@ def available(experiment: str, model: str, datasets) -> list[str]:
     return [name for name in datasets if there(name)]
 
 
-def about_networks(model: str, dataset: str, seeds=None) -> str:
-    """What a caption says of the networks `model` on `dataset` (those of `seeds`; None: all): "first layer of stride 2, 10 epochs,
-    83.6 % right, n = 1, reduced". Reduced are networks of which one is less accurate than a verdict takes."""
-    found = results("networks", model, dataset)
-    found = found[found["seed"].isin(found["seed"] if seeds is None else list(seeds))]
-    stems = [f"first layer of stride {stem.removeprefix('s')}" for stem in found["stem"].dropna().unique()]
-    recipes = results("recipe", model, dataset)
-    epochs = [f"{epochs} epochs" for epochs in recipes[recipes["seed"].isin(found["seed"])]["epochs"].unique()]
-    reduced = ["reduced"] * bool(found["test_accuracy"].min() < least_accuracy(model, dataset))
-    return ", ".join([*stems, *epochs, f"{100 * found['test_accuracy'].mean():.1f} % right", f"n = {len(found)}", *reduced])
+def second_network(deep: str, model: str, datasets, *experiments: str) -> tuple[str, list[str]]:
+    """The network `deep` and those of `datasets` on which all these `experiments` are there; where they are on none, as may be on data of
+    your own, the page's `model` and all of `datasets`."""
+    there = [name for name in datasets if all(available(experiment, deep, [name]) for experiment in experiments)]
+    return (deep, there) if there else (model, list(datasets))
 
 
-def stand_in(shown: str, model: str) -> str:
-    """What a section on a second network says where there is none, and the page's own `model` is shown again; else nothing."""
-    return (f"There is no other network here than {shown}: this section shows it again, and what its text concludes is of the "
-            "network of the published book.") if shown == model else ""
-
-
-def titles(*datasets: str) -> dict[str, str]:
-    """Name → what a page calls a data set, each once, in their order."""
-    return {name: re.sub(r"^cifar(?=\d+$)", "CIFAR-", name.split("/")[-1]) for name in datasets}
+def source(what: str, model: str) -> str:
+    """How figures call results of a network as their source: by the network, where that is another than the page's."""
+    return what if model == section.values.get("model", model) else f"{what} of {model}"
