@@ -26,4 +26,3 @@ from .publishing.results import available, measured, results, scorecard, second_
 from .publishing.scorecard import pair_text
 from .publishing.words import about_networks, listed, several, signed, stand_in, titles
 from .tensors.spectra import rank_for_error
-

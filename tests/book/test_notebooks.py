@@ -217,6 +217,7 @@ def test_what_is_said_of_truncations_of_the_deep_network_holds(dataset, free, me
     assert near.query("larger")["accuracy_drop"].median() <= median
     without = near.query("larger and cut != 'OUT,IN'").groupby("stage")["accuracy_drop"].mean()
     assert (without < 0.7 * near.query("larger").groupby("stage")["accuracy_drop"].mean())[["layer1", "layer2", "layer3"]].all(), "much of it is OUT,IN"
+    assert (without[["layer1", "layer2", "layer3", "layer4"]].max() < 0.5) == (dataset == "cifar10")
     assert (without[["layer1", "layer2", "layer3"]].min() > without["layer4"] + 0.5) == (dataset == "cifar100"), "the last stage stands out"
     lost = (1 - lowest["norm_kept"]).groupby(lowest["stage"]).mean()
     assert lost.idxmin() == "layer4" and (lost["layer4"] < 0.1) == (dataset == "cifar10")
@@ -245,6 +246,7 @@ def test_what_the_comparison_with_noise_hangs_on_holds(dataset):
     telling = ratios[~(ratios["harmful"] & np.isclose(ratios["log"], 0))]
     for part in (ratios[~ratios.window], telling):
         assert (np.exp(part.groupby("seed")["log"].mean().mean()) > asked) == (dataset == "cifar100")
+    assert abs(behind[~behind.window].groupby("seed")["log"].mean().mean()) < 0.1, "behind the first layer near 1"
     of_all = ratios.groupby("seed")["log"].mean()
     assert 1 < np.exp(of_all.mean() + stats.t.ppf(0.975, 4) * of_all.sem()) and np.exp(of_all.mean()) < asked, "neither met nor refuted"
 

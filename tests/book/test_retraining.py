@@ -287,6 +287,8 @@ def test_how_near_truncations_of_all_layers_come_back_is_as_chapter_5_says():
         taus[strength] = scipy.stats.kendalltau(first[strength], last[strength]).statistic
     assert taus[0.5] < 0 < taus[0.1]
     few = ["KW", "KH", "OUT,IN"]  # of three, three and nine ranks
+    left = 1 - first[0.5][few] / (runs["accuracy"].xs(0, level="epoch")[0.5][few] * 100 + first[0.5][few] - 10)
+    assert left[["KW", "OUT,IN"]].max() < 0.3 and 0.45 < left["KH"] < 0.55, "two of them end far below a half"
     assert first[0.5][few].mean() > first[0.5].drop(few).mean() and last[0.5][few].max() < last[0.5].drop(few).min()
 
 

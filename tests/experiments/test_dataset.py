@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from numbered_images import in_another_order, numbered, numbers, shuffled_labels
 
 from tnlib import Dataset
-from tnlib.experiments.dataset import balanced_indices, balanced_sample
+from tnlib.experiments.dataset import balanced_indices, balanced_sample, part_of
 from tnlib.experiments.networks import Network
 from tnlib.experiments.training import as_trained_on
 
@@ -182,3 +182,13 @@ BAD = {
 def test_bad_arrays_are_named(arrays, error, message):
     with pytest.raises(error, match=message):
         Dataset(**arrays)
+
+
+def test_a_part_has_the_images_that_are_asked_for_and_leaves_the_whole():
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    whole = Dataset(images[:20], np.arange(20) % 2, images[20:], np.arange(40) % 2, differing_train=[3, 5])
+    part = part_of(whole, [4, 0, 1], [7])
+    assert np.array_equal(part.train_images, whole.train_images[[4, 0, 1]]) and np.array_equal(part.train_labels, whole.train_labels[[4, 0, 1]])
+    assert np.array_equal(part.train_differs, whole.train_differs[[4, 0, 1]]) and whole.train_differs.any()
+    assert np.array_equal(part.test_images, whole.test_images[[7]]) and len(part.test_labels) == 1 and len(whole.test_labels) == 20
+    assert part_of(whole, test=[0]).train_images is whole.train_images and part_of(whole).test_images is whole.test_images

@@ -122,6 +122,7 @@ def runs_in_blocks(model: nn.Module) -> list[tuple[list[nn.Conv2d], list[nn.Batc
 
 
 def traced(model: nn.Module) -> fx.Graph:
+    """The graph of a network's calls. Raises `ValueError` where `torch.fx` cannot trace it."""
     try:
         with CALLS.replaced():
             return fx.symbolic_trace(model).graph

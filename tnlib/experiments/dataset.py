@@ -91,15 +91,6 @@ class Dataset:
         """
         return balanced_sample(self.test_labels, n, check_seed(seed), self._differing_test, at_least=1)
 
-    def part(self, train=None, test=None) -> "Dataset":
-        """A copy with only these training and these test images (indices; None: all), and the fingerprints of the whole."""
-        few = copy.copy(self)
-        if train is not None:
-            few.train_images, few.train_labels, few.train_differs = self.train_images[train], self.train_labels[train], self.train_differs[train]
-        if test is not None:
-            few.test_images, few.test_labels = self.test_images[test], self.test_labels[test]
-        return few
-
     def _digest(self, without_train, without_test) -> str:
         digest = hashlib.sha256()
         for (images, labels), without in ((self._all_train, without_train),
@@ -124,6 +115,17 @@ def balanced_indices(dataset: Dataset, split: str, n: int) -> np.ndarray:
         return dataset.subset(n)
     differing = np.flatnonzero(dataset.train_differs) if split == "train" else ()
     return balanced_sample(getattr(dataset, f"{split}_labels"), n, 0, differing)
+
+
+def part_of(dataset: Dataset, train=None, test=None) -> Dataset:
+    """A copy with only these training and these test images (indices; None: all). What it is a part of tells the fingerprint of `dataset`,
+    not its own."""
+    few = copy.copy(dataset)
+    if train is not None:
+        few.train_images, few.train_labels, few.train_differs = dataset.train_images[train], dataset.train_labels[train], dataset.train_differs[train]
+    if test is not None:
+        few.test_images, few.test_labels = dataset.test_images[test], dataset.test_labels[test]
+    return few
 
 
 def balanced_sample(labels, n: int, seed: int, without=(), at_least=0) -> np.ndarray:

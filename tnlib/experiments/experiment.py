@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .data_aware import patch_moments, with_data_aware_error
-from .dataset import Dataset, balanced_indices, balanced_sample
+from .dataset import Dataset, balanced_indices, balanced_sample, part_of
 from .evaluation import Evaluation, default_device, split_arrays
 from .networks import Recipe, conv_kernels
 from .replacements import Replacements
@@ -93,7 +93,7 @@ class Subject:
         labels, images = self.dataset.train_labels, len(self.dataset.test_labels)
         trained = balanced_sample(labels, min(QUICK_TRAINED, len(labels)), TRAIN_SEED) if self.quick else None
         evaluated = self.dataset.subset(min(QUICK_IMAGES if self.quick else REDUCED_IMAGES, images))
-        return replace(self, dataset=self.dataset.part(trained, evaluated))
+        return replace(self, dataset=part_of(self.dataset, trained, evaluated))
 
     def moments(self, layers=None) -> dict[str, torch.Tensor]:
         """Layer → Σ, see `patch_moments`, of those of `layers` (None: of the model) that have one."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..tensors.checks import check_device, check_seed
-from .dataset import Dataset, balanced_sample
+from .dataset import Dataset, balanced_sample, part_of
 from .datasets import load_dataset
 from .evaluation import default_device, evaluate, to_unit_floats
 from .files import RUNS
@@ -136,7 +136,7 @@ def as_trained_on(dataset: Dataset, entry: Network) -> Dataset:
     if entry.images > len(dataset.train_labels):
         raise ValueError(f"this network is trained on {entry.images:,} images, and {dataset!r} has fewer")
     chosen = balanced_sample(dataset.train_labels, entry.images, SAMPLE_SEED)
-    part = dataset.part(chosen)
+    part = part_of(dataset, chosen)
     if entry.shuffled:
         part.train_labels = np.random.RandomState(SAMPLE_SEED).permutation(part.train_labels)
     return part

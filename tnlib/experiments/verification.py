@@ -8,7 +8,7 @@ import numpy as np
 
 from .batch_norm import batch_norms
 from .catalogue import EXPERIMENTS
-from .dataset import balanced_indices
+from .dataset import balanced_indices, part_of
 from .datasets import load_dataset
 from .evaluation import evaluate, split_arrays
 from .experiment import Subject, too_large
@@ -250,4 +250,4 @@ class _Table:
         return self.entry.runs(self.subject).prepared(*self._run(row), level=self.table.loc[row, "level"])
 
     def _some(self):
-        return self.subject.dataset.part(test=self.images)
+        return part_of(self.subject.dataset, test=self.images)

@@ -176,6 +176,7 @@ def _accuracies(model, dataset):
 
 
 def path_of(experiment, model, dataset, seed) -> Path:
+    """Where the published table of an experiment is, or would be."""
     return PUBLISHED / "results" / f"{experiment}-{stem(model, dataset, seed)}.csv"
 
 
