@@ -59,6 +59,14 @@ def test_the_page_says_that_it_is_not_the_published_one(shapes_jobs, name):
     assert "This is not the published page: it was made with" in text and "profile = 'shapes'" in text
 
 
+def test_the_deficit_of_the_deep_network_is_largest_in_the_last_stage_and_does_not_rise_from_each_to_the_next():
+    for dataset in ("cifar10", "cifar100"):
+        found = results("spectrum-summary", "resnet50", dataset, samples=2, shuffled=False, in_blocks=True).query("kind == 'kernel' and gauge == 'trained' and max_rank >= 8")
+        larger = found[found["layer"].str.endswith("conv2")]
+        of_stage = larger.groupby(larger["layer"].str.split(".").str[0])["deficit_share"].median()
+        assert of_stage.idxmax() == "layer4" and not of_stage.is_monotonic_increasing
+
+
 @every_name
 def test_each_figure_has_its_data_and_its_label(shapes_jobs, name):
     folder = shapes_jobs[name].folder / "figures"
