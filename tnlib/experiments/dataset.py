@@ -118,8 +118,8 @@ def balanced_indices(dataset: Dataset, split: str, n: int) -> np.ndarray:
 
 
 def part_of(dataset: Dataset, train=None, test=None) -> Dataset:
-    """A copy with only these training and these test images (indices; None: all). What it is a part of tells the fingerprint of `dataset`,
-    not its own."""
+    """A copy with only these training and these test images (indices; None: all). Cards have the fingerprint of the
+    whole: that of a part is not for them."""
     few = copy.copy(dataset)
     if train is not None:
         few.train_images, few.train_labels, few.train_differs = dataset.train_images[train], dataset.train_labels[train], dataset.train_differs[train]
